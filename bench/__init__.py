@@ -1,0 +1,1 @@
+"""Benchmarks: craterun beside other runtimes, and beside the kernel's own cost."""

@@ -1,0 +1,238 @@
+"""The ground benchmarks run on: places, a rootfs, cgroups of our own, commands.
+
+Everything made here is undone when its context manager is left, also on an
+error and (after :func:`exit_on_signals`) on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+APPLETS = ("sh", "true", "echo", "cat", "dd", "head", "sleep")
+PREFIX = "craterun-bench-"
+
+
+class BenchError(Exception):
+    """A contender or a precondition failed; the message says which and how."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A directory in which the states of all contenders lie."""
+
+    name: str
+    path: Path
+    filesystem: str
+
+    def __str__(self) -> str:
+        """Name the place together with what it really is."""
+        return f"{self.name} ({self.filesystem} at {self.path})"
+
+
+def exit_on_signals() -> None:
+    """Turn SIGTERM and SIGHUP into SystemExit, so that clean-up code runs."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGHUP, leave)
+
+
+def filesystem_of(path: Path) -> str:
+    """Give the type of the filesystem that path lies on."""
+    device = path.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        if fields[2] == wanted:
+            return fields[fields.index("-") + 1]
+    return "unknown filesystem"
+
+
+@contextlib.contextmanager
+def tmpfs_place() -> Iterator[Place]:
+    """Mount a fresh tmpfs, and take it away again."""
+    base = next(p for p in (Path("/run"), Path("/dev/shm")) if os.access(p, os.W_OK))
+    path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "bench", path], check=True)
+        try:
+            yield Place("tmpfs", path, filesystem_of(path))
+        finally:
+            # A container that is just going away may still hold the mount.
+            subprocess.run(["umount", "--lazy", path], check=True)
+    finally:
+        path.rmdir()
+
+
+@contextlib.contextmanager
+def disk_place() -> Iterator[Place]:
+    """Make a work directory on the disk, and take it away again."""
+    path = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/var/tmp"))
+    path.chmod(0o755)
+    try:
+        yield Place("disk", path, filesystem_of(path))
+    finally:
+        shutil.rmtree(path)
+
+
+PLACES = {"tmpfs": tmpfs_place, "disk": disk_place}
+
+
+def make_rootfs(path: Path) -> Path:
+    """Make a minimal root filesystem of a static busybox, and return its path."""
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        raise BenchError("busybox is not installed (it has to be the static one)")
+    for directory in ("bin", "etc", "dev", "proc", "sys", "tmp"):
+        (path / directory).mkdir(parents=True)
+    shutil.copy(busybox, path / "bin/busybox")
+    for applet in APPLETS:
+        (path / "bin" / applet).symlink_to("busybox")
+    for name in ("hosts", "hostname", "resolv.conf"):
+        (path / "etc" / name).touch()
+    (path / "etc/passwd").write_text("root:x:0:0:root:/:/bin/sh\n")
+    (path / "etc/group").write_text("root:x:0:\n")
+    # A dynamically linked busybox would fail much later, and less clearly.
+    if subprocess.run(["chroot", path, "/bin/true"], check=False).returncode != 0:
+        raise BenchError(f"{busybox} does not run in a rootfs of its own: not static?")
+    return path
+
+
+def _hierarchies() -> list[Path]:
+    if (CGROUP_ROOT / "cgroup.controllers").exists():
+        return [CGROUP_ROOT]
+    return [path for path in CGROUP_ROOT.iterdir() if path.is_dir() and not path.is_symlink()]
+
+
+def _processes(group: Path) -> list[int]:
+    try:
+        return [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
+    except OSError:
+        return []
+
+
+def _remove_tree(group: Path) -> None:
+    # Innermost first: a cgroup with children cannot be removed.
+    for path, _, _ in os.walk(group, topdown=False):
+        for attempt in range(50):
+            for pid in _processes(Path(path)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            try:
+                os.rmdir(path)
+                break
+            except FileNotFoundError:
+                break
+            except OSError:
+                if attempt == 49:
+                    raise
+                time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def own_cgroup(name: str) -> Iterator[str]:
+    """Reserve a cgroup name; at the end kill and remove all there is below it.
+
+    The contenders create the cgroups themselves, in the hierarchies they use.
+    """
+    if any((hierarchy / name).exists() for hierarchy in _hierarchies()):
+        raise BenchError(f"there is a cgroup {name} already")
+    try:
+        yield name
+    finally:
+        for hierarchy in _hierarchies():
+            if (hierarchy / name).exists():
+                _remove_tree(hierarchy / name)
+
+
+@contextlib.contextmanager
+def session(
+    command: Sequence[str | Path], *, env: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a command in a session of its own, with piped stdin and stdout.
+
+    Leaving the context checks its exit status; on an error in the context the
+    whole session is ended.  What it wrote to stderr is part of the complaint.
+    """
+    with tempfile.TemporaryFile() as complaints:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            env=env,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            yield process
+            status = process.wait()
+        finally:
+            if process.poll() is None:
+                _end(process)
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        stream.close()
+        if status != 0:
+            complaints.seek(0)
+            lines = complaints.read().decode(errors="replace").strip().splitlines()
+            detail = "\n  ".join(["", *lines[-15:]])
+            raise BenchError(f"{Path(command[0]).name} ended with status {status}{detail}")
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    # SIGTERM first: contenders remove their own cgroups and containers on it.
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+            return
+
+
+def settle(idle: float = 0.9, limit: float = 10.0) -> None:
+    """Wait until the machine is idle, or for at most limit seconds.
+
+    The kernel takes network namespaces down after their container has ended;
+    without a pause one contender would pay for what the one before it left.
+    """
+
+    def sample() -> tuple[int, int]:
+        fields = [int(x) for x in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return fields[3] + fields[4], sum(fields)
+
+    deadline = time.monotonic() + limit
+    before = sample()
+    while time.monotonic() < deadline:
+        time.sleep(0.3)
+        after = sample()
+        if after[0] - before[0] >= idle * (after[1] - before[1]):
+            return
+        before = after
+
+
+def warm_memory(size: int) -> None:
+    """Make the kernel have this much free memory that is really there.
+
+    A virtual machine may have given its free pages back to its host; whoever
+    uses them first then waits for the host, at several times the price of the
+    write.  They go back within seconds, so this has to be done right before a
+    measurement.
+    """
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    mmap.mmap(-1, size, flags=flags).close()

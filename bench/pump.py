@@ -1,0 +1,193 @@
+"""Bytes per second through the pump: a container's stdout to its log.
+
+    python bench/pump.py [--mebibytes N] [--rounds R] [--only NAME,...]
+                         [--places tmpfs,disk] [--json FILE]
+
+The same producer (busybox dd of /dev/zero in writes of 256 KiB, so that the
+consumer is what limits it) writes
+
+    craterun  in a container, to the pump, to the container's log
+    cat       on the host, to `cat >file` on the same filesystem
+
+in turn, and the medians over the rounds are compared.  The time of craterun
+includes the container's start and end, that of cat a shell's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Run as a file: the modules beside it are found, and this checkout's craterun.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.ground import (
+    PLACES,
+    BenchError,
+    exit_on_signals,
+    make_rootfs,
+    session,
+    settle,
+    warm_memory,
+)
+from bench.peers import HERE, craterun_env, craterun_missing
+
+MEBIBYTE = 1 << 20
+BLOCK = 256 << 10
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: so many bytes, in this work directory."""
+
+    work: Path
+    size: int
+
+    @property
+    def rootfs(self) -> Path:
+        """The root filesystem with the producer."""
+        return self.work / "rootfs"
+
+    @property
+    def producer(self) -> str:
+        """The shell command that writes the bytes, inside and outside alike."""
+        return f"dd if=/dev/zero bs={BLOCK} count={self.size // BLOCK} 2>/dev/null"
+
+
+def through_craterun(job: Job) -> float:
+    """Pump from a container to its log, and give the seconds it took."""
+    state = job.work / "craterun"
+    state.mkdir(mode=0o700)
+    script = HERE / "_craterun_pump.py"
+    command: list[str | Path] = [sys.executable, script, job.rootfs, state, str(job.size)]
+    command += ["/bin/sh", "-c", f"exec {job.producer}"]
+    try:
+        with session(command, env=craterun_env()) as process:
+            said, _ = process.communicate()
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
+    report = json.loads(said)
+    if report["logged"] < job.size:
+        raise BenchError(f"the log has {report['logged']} of {job.size} bytes")
+    return float(report["seconds"])
+
+
+def through_cat(job: Job) -> float:
+    """Let cat write a file, and give the seconds it took."""
+    target = job.work / "cat.log"
+    shell = f'{job.rootfs}/bin/busybox {job.producer} | cat >"$0"'
+    try:
+        warm_memory(2 * job.size)
+        begin = time.perf_counter()
+        with session(["sh", "-c", shell, target]) as process:
+            process.wait()
+            seconds = time.perf_counter() - begin
+        if target.stat().st_size != job.size:
+            raise BenchError(f"cat wrote {target.stat().st_size} of {job.size} bytes")
+        return seconds
+    finally:
+        target.unlink(missing_ok=True)
+
+
+CONTENDERS: dict[str, Callable[[Job], float]] = {
+    "craterun": through_craterun,
+    "cat": through_cat,
+}
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+
+    def words(text: str) -> list[str]:
+        return [word for word in text.split(",") if word]
+
+    parser = argparse.ArgumentParser(description="bytes per second to a container's log")
+    parser.add_argument("--mebibytes", type=int, default=512, help="output of one run")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", type=words, default=list(CONTENDERS), help="contenders")
+    parser.add_argument("--places", type=words, default=list(PLACES))
+    parser.add_argument("--json", type=Path, help="write the raw numbers to this file")
+    options = parser.parse_args(arguments)
+    for chosen, known in ((options.only, CONTENDERS), (options.places, PLACES)):
+        if unknown := set(chosen) - set(known):
+            parser.error(f"unknown: {', '.join(sorted(unknown))} (known: {', '.join(known)})")
+    if min(options.mebibytes, options.rounds) < 1:
+        parser.error("sizes and rounds begin at 1")
+    return options
+
+
+def measure(job: Job, names: Sequence[str], rounds: int) -> dict[str, list[float]]:
+    """Run all contenders in turn, and give the bytes per second of each round."""
+    make_rootfs(job.rootfs)
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    # The first turn only warms up: it fills the caches.
+    for turn in range(rounds + 1):
+        offset = turn % len(names)
+        for name in (*names[offset:], *names[:offset]):
+            # What the run before left to be written must not slow this one.
+            os.sync()
+            settle()
+            seconds = CONTENDERS[name](job)
+            if turn > 0:
+                rates[name].append(job.size / seconds)
+                print(f"round {turn}: {name} {job.size / seconds / 1e6:.0f} MB/s", file=sys.stderr)
+    return rates
+
+
+def main() -> int:
+    """Measure, print the rates and the ratio, and say loudly what is missing."""
+    options = parse()
+    exit_on_signals()
+    if os.geteuid() != 0:
+        raise SystemExit("the pump benchmark needs root")
+    names = [name for name in CONTENDERS if name in options.only]
+    missing = craterun_missing() if "craterun" in names else None
+    if missing is not None:
+        print(f"!!! craterun is MISSING from this run: {missing}", file=sys.stderr, flush=True)
+        names.remove("craterun")
+    if not names:
+        raise SystemExit("nobody to measure")
+
+    results: dict[str, dict[str, list[float]]] = {}
+    where: dict[str, str] = {}
+    for name in options.places:
+        with PLACES[name]() as place:
+            where[name] = str(place)
+            job = Job(place.path, options.mebibytes * MEBIBYTE)
+            results[name] = measure(job, names, options.rounds)
+
+    machine = f"Linux {platform.release()}, {os.cpu_count()} CPUs"
+    print(f"{machine}; {options.mebibytes} MiB a run, medians of {options.rounds} rounds")
+    for name, rates in results.items():
+        medians = {contender: statistics.median(values) for contender, values in rates.items()}
+        cells = [f"{contender} {rate / 1e6:.0f} MB/s" for contender, rate in medians.items()]
+        if missing is not None:
+            cells.append("craterun MISSING")
+        if {"craterun", "cat"} <= medians.keys():
+            cells.append(f"craterun/cat {medians['craterun'] / medians['cat']:.3f}")
+        print(f"  {where[name]}: {', '.join(cells)}")
+    if options.json is not None:
+        report = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "machine": machine,
+            "mebibytes": options.mebibytes,
+            "rounds": options.rounds,
+            "places": where,
+            "missing": {} if missing is None else {"craterun": missing},
+            "bytes_per_second": results,
+        }
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""From (step, errno, evidence) to an exception with a sentence.
+
+The child of a launch reports numbers only. Here they meet the plan that the child was carrying out.
+"""
+
+from __future__ import annotations
+
+import errno as e
+import os
+
+from craterun.core import steps as s
+from craterun.core.errors import (
+    CommandNotExecutableError,
+    CommandNotFoundError,
+    ContainerNotRunningError,
+    CraterunError,
+    KernelRefusedError,
+    RootfsError,
+    UsageError,
+    printable,
+)
+
+_CLONE_HINTS = {
+    e.EAGAIN: "the limit on processes is reached (ulimit -u, or a pids cgroup)",
+    e.ENOMEM: "the host is out of memory",
+    e.ENOSPC: "the limit on namespaces is reached (/proc/sys/user/max_*_namespaces)",
+    e.EPERM: "creating namespaces is not permitted here",
+    e.EMFILE: "the limit on open files is reached (ulimit -n)",
+}
+_ELF_MACHINES = {
+    0x03: "i386", 0x08: "MIPS", 0x15: "PowerPC64", 0x16: "s390", 0x28: "ARM", 0x3E: "x86-64",
+    0xB7: "AArch64", 0xF3: "RISC-V", 0x102: "LoongArch",
+}  # fmt: skip
+
+
+def explain(plan: s.LaunchPlan, step: int, errno: int, evidence: bytes) -> CraterunError:
+    """The exception for a failed launch.
+
+    :param step: index into the plan's steps, or -1 if there was no child yet
+    :param evidence: first byte ``c``: the system call; ``p``: the path; ``x``: an internal error;
+        of the last step: what `keeper.child` knows about the file that would not execute
+    """
+    kind, text = evidence[:1], evidence[1:]
+    if kind == b"x":
+        return CraterunError(f"internal error while starting the container: {printable(text)}")
+    if step < 0:
+        hint = _CLONE_HINTS.get(errno, "")
+        call = text.decode() if kind == b"c" else f"open {printable(text)}"
+        return KernelRefusedError("start a process", call, "", errno, hint)
+    failed = plan.steps[step]
+    if isinstance(failed, s.Execute):
+        return _explain_execute(failed, errno, text)
+    if isinstance(failed, s.ChangeDirectory):
+        return _explain_directory(failed, errno)
+    if isinstance(failed, s.CloneTree) and errno == e.ESTALE:
+        return RootfsError(f"rootfs {failed.target()} was replaced while the container was starting")
+    if isinstance(failed, s.Attach | s.Bind) and errno in (e.ELOOP, e.ENOTDIR, e.EXDEV):
+        return RootfsError(
+            f"the rootfs's /{printable(failed.path)} is a symlink or not a directory; nothing can "
+            "be mounted there safely; replace it by an empty directory"
+        )
+    if isinstance(failed, s.Attach | s.Bind) and errno == e.EROFS:
+        return RootfsError(
+            f"the rootfs has no /{printable(failed.path)} and is read-only; create the directory"
+        )
+    if isinstance(failed, s.JoinNamespaces) and errno == e.ESRCH:
+        return ContainerNotRunningError("the container has just ended")
+    call = text.decode() if kind == b"c" else ""
+    target = failed.target() or (printable(text) if kind == b"p" else "")
+    return KernelRefusedError(failed.doing(), call or "open", target, errno, _hint(failed, errno))
+
+
+def _hint(failed: s.Step, errno: int) -> str:
+    if errno == e.EPERM:
+        return "the process lacks a capability, or a security module forbids it"
+    if errno == e.ENODEV and isinstance(failed, s.NewFilesystem):
+        return "this kernel was built without that filesystem"
+    if errno == e.EINVAL and isinstance(failed, s.PivotRoot):
+        return "the host's root is an initramfs, which pivot_root cannot leave"
+    if errno in (e.ENOENT, e.ESRCH) and isinstance(failed, s.JoinCgroup):
+        return "the cgroup was removed by somebody else"
+    return ""
+
+
+def _explain_directory(failed: s.ChangeDirectory, errno: int) -> CraterunError:
+    path = printable(failed.path)
+    if errno == e.ENOENT:
+        return UsageError(f"workdir {path} does not exist in the container")
+    if errno == e.ENOTDIR:
+        return UsageError(f"workdir {path} is not a directory in the container")
+    if errno == e.EACCES:
+        return UsageError(f"workdir {path} may not be entered by the container's user")
+    return UsageError(f"workdir {path}: {os.strerror(errno)}")
+
+
+def _explain_execute(failed: s.Execute, errno: int, evidence: bytes) -> CraterunError:
+    name = printable(failed.arguments[0])
+    path, _, head = evidence.partition(b"\0")
+    if not path:
+        where = "" if b"/" in failed.arguments[0] else " in the container's PATH"
+        return CommandNotFoundError(f"command {name!r} not found{where}")
+    shown = printable(path)
+    reason = {
+        e.ENOENT: _missing_interpreter(head),
+        e.ENOEXEC: _bad_format(head),
+        e.EACCES: "permission denied; it is a directory, lacks the execute bit, or is on a noexec "
+        "mount",
+        e.E2BIG: "argument list too long for the kernel; pass data in a file or on stdin",
+        e.ETXTBSY: "it is open for writing",
+        e.ELOOP: "too many levels of symlinks or interpreters",
+    }.get(errno, os.strerror(errno))
+    return CommandNotExecutableError(f"cannot execute {shown}: {reason}")
+
+
+def _missing_interpreter(head: bytes) -> str:
+    if head.startswith(b"#!"):
+        words = head[2:].split(b"\n", 1)[0].split()
+        if words and not words[0].endswith(b"\r"):
+            return f"its interpreter {printable(words[0])} does not exist in the container"
+        return "its interpreter line ends in a carriage return (DOS line ends) or is empty"
+    if head.startswith(b"\x7fELF"):
+        return (
+            "its dynamic loader or a library's loader does not exist in the container (ELF for "
+            f"{_elf_machine(head)}); use a statically linked program or add the loader"
+        )
+    return os.strerror(e.ENOENT)
+
+
+def _bad_format(head: bytes) -> str:
+    if head.startswith(b"\x7fELF"):
+        machine = _elf_machine(head)
+        return f"it is an ELF file for {machine}, which this {os.uname().machine} kernel cannot run"
+    if not head:
+        return "the file is empty"
+    return "it is neither an ELF file nor a script with an interpreter line (#!)"
+
+
+def _elf_machine(head: bytes) -> str:
+    order = "big" if head[5:6] == b"\x02" else "little"
+    number = int.from_bytes(head[18:20], "big" if order == "big" else "little")
+    return _ELF_MACHINES.get(number, f"machine number {number}")

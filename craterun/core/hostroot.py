@@ -1,0 +1,93 @@
+"""The built-in rootfs ``host``: the host's programs, none of its data.
+
+A tmpfs of the container's own is the root. /usr is the host's, bound read-only; /bin, /sbin and
+/lib* are what they are on the host, symlinks into /usr or directories bound the same way. /etc is
+small and new. Everything else (/tmp, /run, /var/tmp, /root) is an empty directory on the tmpfs, so
+that it can be written to and is gone afterwards. Nothing of the host is writable from it.
+"""
+
+from __future__ import annotations
+
+from craterun.core import flags as f
+from craterun.core import opcodes as op
+from craterun.core import steps as s
+from craterun.core.mounts import etc_files
+from craterun.core.spec import HostFacts
+
+USR_NAMES = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+"""Top-level names that a distribution keeps programs and libraries under."""
+
+ETC_NAMES = (
+    "alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "mime.types",
+    "protocols", "services", "ssl/certs",
+)  # fmt: skip
+"""What programs in /usr need of the host's /etc; all of it public, all of it bound read-only."""
+
+PASSWD = """\
+root:x:0:0:root:/root:/bin/sh
+daemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin
+user:x:1000:1000:user:/tmp:/bin/sh
+nobody:x:65534:65534:nobody:/:/usr/sbin/nologin
+"""
+GROUP = """\
+root:x:0:
+daemon:x:1:
+tty:x:5:
+user:x:1000:
+nogroup:x:65534:
+"""
+NSSWITCH = """\
+passwd: files
+group: files
+shadow: files
+hosts: files dns
+networks: files
+protocols: files
+services: files
+"""
+
+_DIRECTORIES = (
+    ("etc", 0o755), ("etc/ssl", 0o755), ("proc", 0o555), ("sys", 0o555), ("dev", 0o755), ("usr", 0o755),
+    ("tmp", 0o1777), ("run", 0o755), ("root", 0o700), ("home", 0o755), ("mnt", 0o755),
+    ("srv", 0o755), ("opt", 0o755), ("var", 0o755), ("var/tmp", 0o1777), ("var/log", 0o755),
+    ("var/lib", 0o755), ("var/cache", 0o755),
+)  # fmt: skip
+
+_READONLY = f.MOUNT_ATTR_RDONLY | f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NODEV
+
+
+def create_steps(host: HostFacts, hostname: str) -> list[s.Step]:
+    """Build the root tmpfs, before it is attached."""
+    make_link = lambda name, to: s.MakeSymlink(op.SLOT_ROOT, name.encode(), to.encode())  # noqa: E731
+    make_file = lambda name, text: s.MakeFile(op.SLOT_ROOT, b"etc/" + name, 0o644, text)  # noqa: E731
+    plan: list[s.Step] = [
+        s.NewFilesystem(op.SLOT_ROOT, b"tmpfs", ((b"mode", b"0755"),), f.MOUNT_ATTR_NODEV),
+        *(s.MakeDirectory(op.SLOT_ROOT, name.encode(), mode) for name, mode in _DIRECTORIES),
+        make_link("var/run", "/run"),
+        make_link("etc/mtab", "/proc/self/mounts"),
+        make_file(b"passwd", PASSWD.encode()),
+        make_file(b"group", GROUP.encode()),
+        make_file(b"nsswitch.conf", NSSWITCH.encode()),
+        *(make_file(name, content) for name, content in etc_files(hostname)),
+    ]
+    for name, link in host.usr_entries:
+        if link:
+            plan.append(make_link(name, link))
+        else:
+            plan.append(s.MakeDirectory(op.SLOT_ROOT, name.encode(), 0o755))
+    return plan
+
+
+def bind_steps(host: HostFacts) -> list[s.Step]:
+    """Bind the host's programs into the attached root, all read-only and without setuid."""
+    paths = ["usr", *(name for name, link in host.usr_entries if not link)]
+    plan: list[s.Step] = [_bind(path.encode(), op.TARGET_DIRECTORY) for path in paths]
+    for name in host.etc_entries:
+        path = b"etc/" + name.rstrip("/").encode()
+        how = op.TARGET_DIRECTORY if name.endswith("/") else op.TARGET_FILE
+        plan.append(_bind(path, how))
+    return plan
+
+
+def _bind(path: bytes, how: int) -> s.Step:
+    return s.Bind(-1, b"/" + path, path, how, _READONLY)

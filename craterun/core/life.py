@@ -1,0 +1,119 @@
+"""A container's life: its states, the order they come in, how it ended, and its record on disk."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+
+import msgspec
+
+from craterun.core.units import signal_name
+
+FORMAT = 1
+"""Version of metadata.json; a reader refuses a higher one."""
+
+
+class State(StrEnum):
+    """States of a container, the OCI runtime-spec's, with ``paused`` as docker has it."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+_NEXT = {
+    State.CREATED: {State.RUNNING, State.STOPPED},
+    State.RUNNING: {State.PAUSED, State.STOPPED},
+    State.PAUSED: {State.RUNNING, State.STOPPED},
+    State.STOPPED: set[State](),
+}
+
+
+def may_follow(before: State, after: State) -> bool:
+    """Whether ``after`` is a legal step from ``before``."""
+    return after in _NEXT[before]
+
+
+class ExitStatus(msgspec.Struct, frozen=True):
+    """How a container's first process ended.
+
+    :ivar exit_code: what a shell would show: the code, or 128 + N when signal N killed it; None
+        when nobody was there to see it
+    :ivar signal: the signal that killed it, or None
+    """
+
+    exit_code: int | None
+    signal: int | None = None
+
+    @classmethod
+    def from_siginfo(cls, code: int, status: int) -> ExitStatus:
+        """From ``si_code`` and ``si_status`` of waitid(2)."""
+        cld_exited = 1
+        if code == cld_exited:
+            return cls(status)
+        return cls(128 + status, status)
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            return f"killed by {signal_name(self.signal)}"
+        return "unknown exit code" if self.exit_code is None else f"exit code {self.exit_code}"
+
+
+class Process(msgspec.Struct, frozen=True):
+    """One process, named so that a reused pid is told apart.
+
+    :ivar pid: in the host's pid namespace
+    :ivar start_time: field 22 of /proc/PID/stat, clock ticks since boot
+    :ivar boot_id: /proc/sys/kernel/random/boot_id of the boot it ran in
+    """
+
+    pid: int
+    start_time: int
+    boot_id: str
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """metadata.json: all that is known of a container, for people and programs.
+
+    Times are RFC 3339 in UTC. ``limits`` is what was asked for, ``cgroups`` the directories that
+    the container was put in, ``error`` whatever went wrong besides the command itself.
+    """
+
+    format: int = FORMAT
+    id: str
+    name: str | None
+    status: State
+    rootfs: str
+    command: tuple[str, ...]
+    env: dict[str, str]
+    workdir: str
+    user: str | None
+    hostname: str
+    interactive: bool
+    init: bool
+    auto_remove: bool
+    created: datetime
+    started: datetime | None = None
+    finished: datetime | None = None
+    pid: int | None = None
+    start_time: int | None = None
+    boot_id: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    oom: bool = False
+    limits: dict[str, str] = {}
+    cgroups: tuple[str, ...] = ()
+    error: str | None = None
+
+    @property
+    def process(self) -> Process | None:
+        """The container's first process, if it ever had one."""
+        if self.pid is None or self.start_time is None or self.boot_id is None:
+            return None
+        return Process(self.pid, self.start_time, self.boot_id)
+
+    @property
+    def short_id(self) -> str:
+        """The first 12 digits, the default hostname."""
+        return self.id[:12]

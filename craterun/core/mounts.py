@@ -1,0 +1,146 @@
+"""The mount plan: what a container finds at /proc, /dev, /sys and in /etc.
+
+The order matters for safety. The rootfs may be hostile, so: its /etc files are covered first, while
+no filesystem of ours is mounted that a symlink could lead into; /proc, /dev and /sys are attached
+to directories reached without any symlink; masks come last, made from the /dev/null and the empty
+directory that we created ourselves, never from the rootfs's (CVE-2025-31133).
+"""
+
+from __future__ import annotations
+
+from craterun.core import flags as f
+from craterun.core import opcodes as op
+from craterun.core import steps as s
+
+DEVICES = (
+    (b"null", 1, 3),
+    (b"zero", 1, 5),
+    (b"full", 1, 7),
+    (b"random", 1, 8),
+    (b"urandom", 1, 9),
+    (b"tty", 5, 0),
+)
+"""Devices of every container, numbers as in devices.txt; the OCI runtime-spec's list."""
+
+DEVICE_LINKS = (
+    (b"fd", b"/proc/self/fd"),
+    (b"stdin", b"/proc/self/fd/0"),
+    (b"stdout", b"/proc/self/fd/1"),
+    (b"stderr", b"/proc/self/fd/2"),
+    (b"ptmx", b"pts/ptmx"),
+)
+
+READONLY_PATHS = (b"proc/bus", b"proc/fs", b"proc/irq", b"proc/sys", b"proc/sysrq-trigger")
+"""Root in a container has the host's uid 0, to which these files listen."""
+
+MASKED_PATHS = (
+    b"proc/acpi", b"proc/asound", b"proc/interrupts", b"proc/kcore", b"proc/keys",
+    b"proc/latency_stats", b"proc/sched_debug", b"proc/scsi", b"proc/timer_list",
+    b"proc/timer_stats", b"sys/devices/virtual/powercap", b"sys/firmware",
+)  # fmt: skip
+"""What tells about the host, its memory or its hardware; runc's and containerd's list."""
+
+TTY_GROUP = 5
+"""gid of ``tty`` on Debian and most others; what grantpt(3) expects of devpts."""
+
+SHM_BYTES = 64 * 1024 * 1024
+
+_STRICT = f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NODEV | f.MOUNT_ATTR_NOEXEC
+
+
+def etc_files(hostname: str) -> tuple[tuple[bytes, bytes], ...]:
+    """The container's own hosts, hostname and resolv.conf: (name, content).
+
+    There is no network besides loopback, so no resolver could be reached; saying so in the file
+    makes a lookup fail at once with a reason to be found.
+    """
+    name = hostname.encode()
+    return (
+        (b"hosts", b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t"
+                   + name + b"\n"),
+        (b"hostname", name + b"\n"),
+        (b"resolv.conf", b"# no nameserver: this container has no network besides loopback\n"),
+    )  # fmt: skip
+
+
+def scratch_steps(hostname: str, *, cover_etc: bool) -> list[s.Step]:
+    """A small tmpfs that files are bound from, never attached itself.
+
+    :param cover_etc: also cover the rootfs's own /etc files with the container's
+    """
+    plan: list[s.Step] = [
+        s.NewFilesystem(
+            op.SLOT_FILES, b"tmpfs", ((b"mode", b"0755"), (b"size", b"1m")), _STRICT
+        ),
+        s.MakeDirectory(op.SLOT_FILES, b"empty", 0o555),
+    ]
+    if cover_etc:
+        for name, content in etc_files(hostname):
+            plan.append(s.MakeFile(op.SLOT_FILES, name, 0o644, content))
+            plan.append(s.Bind(op.SLOT_FILES, name, b"etc/" + name, op.TARGET_FILE, 0))
+    return plan
+
+
+def kernel_filesystem_steps() -> list[s.Step]:
+    """/proc and /sys, the kernel's own."""
+    return [
+        s.NewFilesystem(op.SLOT_WORK, b"proc", (), _STRICT),
+        s.Attach(op.SLOT_WORK, b"proc", op.TARGET_DIRECTORY, True),
+        s.NewFilesystem(op.SLOT_WORK, b"sysfs", (), _STRICT | f.MOUNT_ATTR_RDONLY),
+        s.Attach(op.SLOT_WORK, b"sys", op.TARGET_DIRECTORY, True),
+    ]
+
+
+def device_steps(*, bind_devices: bool) -> list[s.Step]:
+    """A minimal /dev on a tmpfs of its own.
+
+    :param bind_devices: bind the host's devices, as a user namespace demands; else create them
+    """
+    plan: list[s.Step] = [
+        s.NewFilesystem(
+            op.SLOT_DEV,
+            b"tmpfs",
+            ((b"mode", b"0755"), (b"size", b"64k")),
+            f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NOEXEC,
+        ),
+        *(s.MakeSymlink(op.SLOT_DEV, name, to) for name, to in DEVICE_LINKS),
+        *(s.MakeDirectory(op.SLOT_DEV, name, 0o755) for name in (b"pts", b"shm", b"mqueue")),
+    ]
+    if bind_devices:
+        plan += [s.MakeFile(op.SLOT_DEV, name, 0o666, b"") for name, _, _ in DEVICES]
+    else:
+        plan += [s.MakeDevice(name, major, minor) for name, major, minor in DEVICES]
+    plan.append(s.Attach(op.SLOT_DEV, b"dev", op.TARGET_DIRECTORY, False))
+    if bind_devices:
+        plan += [
+            s.Bind(-1, b"/dev/" + name, b"dev/" + name, op.TARGET_EXISTING, 0)
+            for name, _, _ in DEVICES
+        ]
+    group = () if bind_devices else ((b"gid", str(TTY_GROUP).encode()),)
+    plan += [
+        s.NewFilesystem(
+            op.SLOT_WORK,
+            b"devpts",
+            ((b"newinstance", b""), (b"ptmxmode", b"0666"), (b"mode", b"0620"), *group),
+            f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NOEXEC,
+        ),
+        s.Attach(op.SLOT_WORK, b"dev/pts", op.TARGET_EXISTING, True),
+        s.NewFilesystem(
+            op.SLOT_WORK,
+            b"tmpfs",
+            ((b"mode", b"1777"), (b"size", str(SHM_BYTES).encode())),
+            _STRICT,
+        ),
+        s.Attach(op.SLOT_WORK, b"dev/shm", op.TARGET_EXISTING, True),
+        s.NewFilesystem(op.SLOT_WORK, b"mqueue", (), _STRICT),
+        s.Attach(op.SLOT_WORK, b"dev/mqueue", op.TARGET_EXISTING, True),
+    ]
+    return plan
+
+
+def protection_steps() -> list[s.Step]:
+    """Read-only and masked paths."""
+    return [
+        *(s.RemountReadonly(path) for path in READONLY_PATHS),
+        *(s.Mask(path) for path in MASKED_PATHS),
+    ]

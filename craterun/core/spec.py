@@ -1,0 +1,127 @@
+"""What a user asks for (`Spec`), and what the host offers (`HostFacts`)."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import msgspec
+
+from craterun.core.capabilities import DEFAULT_CAPABILITIES
+from craterun.core.errors import UsageError, printable
+from craterun.core.units import parse_env, parse_hostname, parse_name
+
+HOST_ROOTFS = "host"
+"""The built-in rootfs: the host's /usr read-only, everything else fresh (`core.hostroot`)."""
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+MAX_ARGUMENT_BYTES = 128 * 1024
+"""Longest single argument or environment entry, ``MAX_ARG_STRLEN`` (execve(2))."""
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One container, as asked for. `check` tells whether it makes sense.
+
+    :ivar command: the program and its arguments; a program without a slash is looked up in the
+        container's ``PATH``
+    :ivar rootfs: an absolute directory, or ``"host"`` for the built-in root
+    :ivar name: a name besides the id, unique within a state directory
+    :ivar hostname: default: the first 12 digits of the id
+    :ivar env: added to the container's default environment
+    :ivar workdir: an absolute directory inside
+    :ivar user: ``NAME|UID[:GROUP|GID]``, looked up in the container's own /etc/passwd
+    :ivar interactive: give the container an input pipe; without it stdin is /dev/null
+    :ivar init: run a minimal init as PID 1, which reaps orphans and forwards signals
+    :ivar auto_remove: remove all state when the container has ended
+    :ivar capabilities: what root keeps inside, names without ``CAP_``
+    """
+
+    command: tuple[str, ...]
+    rootfs: str = HOST_ROOTFS
+    name: str | None = None
+    hostname: str | None = None
+    env: dict[str, str] = {}
+    workdir: str = "/"
+    user: str | None = None
+    interactive: bool = False
+    init: bool = False
+    auto_remove: bool = False
+    capabilities: tuple[str, ...] = DEFAULT_CAPABILITIES
+
+    def check(self) -> None:
+        """Raise `UsageError` for what no host could run."""
+        if self.name is not None:
+            parse_name(self.name)
+        if self.hostname is not None:
+            parse_hostname(self.hostname)
+        check_process(self.command, self.env, self.workdir)
+
+
+def check_process(command: tuple[str, ...], env: dict[str, str], workdir: str) -> None:
+    """The rules that a container's command and an exec's command share."""
+    if not command or not command[0]:
+        raise UsageError("no command given: write it after --, as in: craterun run -- echo hello")
+    for key, value in env.items():
+        parse_env(f"{key}={value}")
+    for text in (*command, *(f"{k}={v}" for k, v in env.items())):
+        if "\0" in text:
+            raise UsageError(f"{printable(text[:60])!r} contains a NUL character")
+        if len(os.fsencode(text)) >= MAX_ARGUMENT_BYTES:
+            raise UsageError(
+                f"argument list too long: {printable(text[:40])!r}… has "
+                f"{len(os.fsencode(text))} bytes; the kernel takes {MAX_ARGUMENT_BYTES - 1} in one"
+            )
+    if not workdir.startswith("/") or "\0" in workdir:
+        raise UsageError(f"workdir {printable(workdir)!r} is not an absolute path")
+
+
+class Hierarchy(msgspec.Struct, frozen=True):
+    """One mounted cgroup hierarchy (cgroups(7)).
+
+    :ivar version: 1 or 2
+    :ivar controllers: the controllers it serves; of version 2, those it offers to its children
+    :ivar mountpoint: where it is mounted
+    """
+
+    version: Literal[1, 2]
+    controllers: tuple[str, ...]
+    mountpoint: str
+
+
+class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What this host can do, found out once (`linux.host.probe`); plans are a function of it.
+
+    :ivar kernel: (major, minor) of the running kernel
+    :ivar hierarchies: cgroup hierarchies that the caller can write to
+    :ivar user_namespace: devices cannot be created here, only bound from the host
+    :ivar last_capability: the highest capability number of the kernel
+    :ivar usr_entries: name and link target of each top-level directory that holds programs and
+        libraries, as it is on the host: ``("bin", "usr/bin")``, or ``("bin", "")`` for a directory
+    :ivar etc_entries: what exists below /etc of `core.hostroot.ETC_NAMES`, directories with a
+        trailing slash
+    """
+
+    kernel: tuple[int, int]
+    hierarchies: tuple[Hierarchy, ...] = ()
+    user_namespace: bool = False
+    last_capability: int = 40
+    usr_entries: tuple[tuple[str, str], ...] = ()
+    etc_entries: tuple[str, ...] = ()
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Numeric credentials of a process inside (credentials(7)), and its home directory."""
+
+    uid: int = 0
+    gid: int = 0
+    groups: tuple[int, ...] = ()
+    home: str = "/root"
+
+
+class RootDirectory(msgspec.Struct, frozen=True):
+    """A rootfs directory that passed every check, with what proves that it is still the same."""
+
+    path: str
+    device: int
+    inode: int

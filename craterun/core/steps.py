@@ -1,0 +1,357 @@
+"""The steps that a launch plan is made of: frozen data, no behaviour.
+
+`keeper.child` carries them out, one loop, no decisions. Each step also says, for the case that the
+kernel refuses, what it was doing: the child reports only a step number and an errno, and the
+parent, which has the same plan, makes the sentence (`core.failures`).
+
+Paths are bytes: file names are bytes to the kernel. A *slot* names a descriptor that one step opens
+and a later one uses (`core.opcodes.SLOT_*`).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from craterun.core import opcodes as op
+from craterun.core.errors import printable
+
+
+class Step(msgspec.Struct, frozen=True, array_like=True):
+    """Base of all steps; encoded as ``[opcode, *fields]``."""
+
+    def doing(self) -> str:
+        """What this step is for, as a verb phrase."""
+        raise NotImplementedError
+
+    def target(self) -> str:
+        """What it works on, or ""."""
+        return ""
+
+
+class SetSession(Step, tag=op.OP_SETSID):
+    """A new session: no controlling terminal is inherited (setsid(2))."""
+
+    def doing(self) -> str:
+        return "start a session"
+
+
+class JoinCgroup(Step, tag=op.OP_JOIN_CGROUP):
+    """Write ``0`` to ``path``: the single-threaded child moves itself (cgroups(7))."""
+
+    path: bytes
+
+    def doing(self) -> str:
+        return "enter the container's cgroup"
+
+    def target(self) -> str:
+        return printable(self.path)
+
+
+class Unshare(Step, tag=op.OP_UNSHARE):
+    """unshare(2); for the cgroup namespace, whose root is the cgroup at the time of the call."""
+
+    flags: int
+
+    def doing(self) -> str:
+        return "create a namespace"
+
+
+class PrivateMounts(Step, tag=op.OP_PRIVATE_MOUNTS):
+    """Cut mount propagation both ways (mount_namespaces(7))."""
+
+    def doing(self) -> str:
+        return "cut mount propagation"
+
+    def target(self) -> str:
+        return "/"
+
+
+class CloneTree(Step, tag=op.OP_CLONE_TREE):
+    """open_tree(2) with OPEN_TREE_CLONE into ``slot``, then ``attributes`` on all of it.
+
+    :ivar device: expected st_dev of ``source``, or 0; together with ``inode`` it proves that the
+        directory is the one that was checked
+    """
+
+    slot: int
+    source: bytes
+    attributes: int = 0
+    device: int = 0
+    inode: int = 0
+
+    def doing(self) -> str:
+        return "bind a directory"
+
+    def target(self) -> str:
+        return printable(self.source)
+
+
+class NewFilesystem(Step, tag=op.OP_NEW_FILESYSTEM):
+    """fsopen(2), fsconfig(2), fsmount(2): a new instance of ``kind``, not yet attached."""
+
+    slot: int
+    kind: bytes
+    options: tuple[tuple[bytes, bytes], ...]
+    attributes: int
+
+    def doing(self) -> str:
+        return f"create a {printable(self.kind)} filesystem"
+
+
+class EnterRoot(Step, tag=op.OP_ENTER_ROOT):
+    """Attach ``SLOT_ROOT`` on top of / and make it the working directory."""
+
+    def doing(self) -> str:
+        return "attach the rootfs"
+
+
+class Attach(Step, tag=op.OP_ATTACH):
+    """move_mount(2) the mount in ``slot`` to ``path`` in ``SLOT_ROOT``.
+
+    :ivar how: ``TARGET_*``, how the path is resolved and what happens if it is absent
+    :ivar close: whether the slot is of no more use
+    """
+
+    slot: int
+    path: bytes
+    how: int
+    close: bool
+
+    def doing(self) -> str:
+        return f"mount on /{printable(self.path)} of the container"
+
+    def target(self) -> str:
+        return f"/{printable(self.path)}"
+
+
+class MakeDirectory(Step, tag=op.OP_MAKE_DIRECTORY):
+    """mkdir(2) below ``slot``, a filesystem of ours."""
+
+    slot: int
+    path: bytes
+    mode: int
+
+    def doing(self) -> str:
+        return "create a directory"
+
+    def target(self) -> str:
+        return printable(self.path)
+
+
+class MakeFile(Step, tag=op.OP_MAKE_FILE):
+    """A file with ``content`` below ``slot``, a filesystem of ours."""
+
+    slot: int
+    path: bytes
+    mode: int
+    content: bytes
+
+    def doing(self) -> str:
+        return "create a file"
+
+    def target(self) -> str:
+        return printable(self.path)
+
+
+class MakeSymlink(Step, tag=op.OP_MAKE_SYMLINK):
+    """symlink(2) below ``slot``, a filesystem of ours."""
+
+    slot: int
+    path: bytes
+    to: bytes
+
+    def doing(self) -> str:
+        return "create a symlink"
+
+    def target(self) -> str:
+        return printable(self.path)
+
+
+class MakeDevice(Step, tag=op.OP_MAKE_DEVICE):
+    """A character device below ``SLOT_DEV``, mode 0666 (mknod(2))."""
+
+    path: bytes
+    major: int
+    minor: int
+
+    def doing(self) -> str:
+        return "create a device"
+
+    def target(self) -> str:
+        return f"/dev/{printable(self.path)}"
+
+
+class Bind(Step, tag=op.OP_BIND):
+    """Bind ``source`` to ``path`` in ``SLOT_ROOT``.
+
+    :ivar slot: the directory that ``source`` is relative to, or -1 for the host's root
+    """
+
+    slot: int
+    source: bytes
+    path: bytes
+    how: int
+    attributes: int
+
+    def doing(self) -> str:
+        return f"bind onto /{printable(self.path)} of the container"
+
+    def target(self) -> str:
+        return printable(self.source)
+
+
+class RemountReadonly(Step, tag=op.OP_REMOUNT_READONLY):
+    """Bind ``path`` of the container onto itself, read-only; skipped if absent."""
+
+    path: bytes
+
+    def doing(self) -> str:
+        return "make a path read-only"
+
+    def target(self) -> str:
+        return f"/{printable(self.path)}"
+
+
+class Mask(Step, tag=op.OP_MASK):
+    """Hide ``path`` of the container: files behind /dev/null, directories behind an empty one."""
+
+    path: bytes
+
+    def doing(self) -> str:
+        return "mask a path"
+
+    def target(self) -> str:
+        return f"/{printable(self.path)}"
+
+
+class PivotRoot(Step, tag=op.OP_PIVOT_ROOT):
+    """pivot_root(2) to the new root and detach the old one."""
+
+    def doing(self) -> str:
+        return "change the root"
+
+
+class SetHostname(Step, tag=op.OP_SET_HOSTNAME):
+    """sethostname(2)."""
+
+    name: bytes
+
+    def doing(self) -> str:
+        return "set the hostname"
+
+    def target(self) -> str:
+        return printable(self.name)
+
+
+class LoopbackUp(Step, tag=op.OP_LOOPBACK_UP):
+    """Set IFF_UP on ``lo`` (netdevice(7))."""
+
+    def doing(self) -> str:
+        return "bring the loopback interface up"
+
+
+class SessionKeyring(Step, tag=op.OP_SESSION_KEYRING):
+    """A keyring of its own, so that the host's keys cannot be reached (session-keyring(7))."""
+
+    def doing(self) -> str:
+        return "create a session keyring"
+
+
+class Stdio(Step, tag=op.OP_STDIO):
+    """Put the pipes, or /dev/null as standard input, on descriptors 0, 1 and 2."""
+
+    def doing(self) -> str:
+        return "connect the standard streams"
+
+
+class CloseDescriptors(Step, tag=op.OP_CLOSE_DESCRIPTORS):
+    """close_range(2) from 3 on; only the error pipe stays, close-on-exec."""
+
+    def doing(self) -> str:
+        return "close inherited descriptors"
+
+
+class Credentials(Step, tag=op.OP_CREDENTIALS):
+    """Take on ``uid``, ``gid`` and ``groups``; keep ``capabilities`` at most (capabilities(7))."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    capabilities: int
+    last_capability: int
+
+    def doing(self) -> str:
+        return f"become user {self.uid}:{self.gid}"
+
+
+class ChangeDirectory(Step, tag=op.OP_CHANGE_DIRECTORY):
+    """chdir(2), then make sure that the directory is inside the container."""
+
+    path: bytes
+
+    def doing(self) -> str:
+        return "enter the working directory"
+
+    def target(self) -> str:
+        return printable(self.path)
+
+
+class DieWithKeeper(Step, tag=op.OP_DIE_WITH_KEEPER):
+    """SIGKILL when the keeper dies (PR_SET_PDEATHSIG): nobody could reap or log it any more."""
+
+    def doing(self) -> str:
+        return "tie the container to its keeper"
+
+
+class Init(Step, tag=op.OP_INIT):
+    """Stay as PID 1, reaping and forwarding signals; the rest happens in a child of it."""
+
+    def doing(self) -> str:
+        return "start the init process"
+
+
+class Execute(Step, tag=op.OP_EXECUTE):
+    """execve(2) the first of ``candidates`` that the kernel takes."""
+
+    candidates: tuple[bytes, ...]
+    arguments: tuple[bytes, ...]
+    environment: tuple[tuple[bytes, bytes], ...]
+
+    def doing(self) -> str:
+        return "execute the command"
+
+    def target(self) -> str:
+        return printable(self.arguments[0])
+
+
+class JoinNamespaces(Step, tag=op.OP_JOIN_NAMESPACES):
+    """setns(2) into all of ``flags`` at once, through the pidfd sent along (Linux 5.8)."""
+
+    flags: int
+
+    def doing(self) -> str:
+        return "enter the container's namespaces"
+
+
+class ForkInside(Step, tag=op.OP_FORK_INSIDE):
+    """Go on in a child: only children are members of a joined pid namespace (setns(2))."""
+
+    def doing(self) -> str:
+        return "fork inside the container"
+
+
+class LaunchPlan(msgspec.Struct, frozen=True, array_like=True):
+    """All that the keeper needs to launch one process.
+
+    :ivar steps: carried out in order by the child
+    :ivar clone_flags: namespaces that the child is created in (clone3(2))
+    :ivar cgroup: version 2 cgroup that the child is born in, or b""
+    :ivar stdin: whether the process gets an input pipe
+    :ivar owner: uid that owns the output pipes, so that the process can reopen /dev/stdout
+    """
+
+    steps: tuple[Step, ...]
+    clone_flags: int
+    cgroup: bytes
+    stdin: bool
+    owner: int

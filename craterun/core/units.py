@@ -1,0 +1,129 @@
+"""Small values that people type and read: ids, names, signals, K=V, ages, hostnames.
+
+Every parser here raises `UsageError` with the value in question, so that no later layer sees a
+malformed one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from datetime import UTC, datetime
+
+from craterun.core.errors import UsageError, printable
+
+ID_LENGTH = 16
+_ID = re.compile(r"[0-9a-f]{16}\Z")
+_ID_PREFIX = re.compile(r"[0-9a-f]{1,16}\Z")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
+_ENV_NAME = re.compile(r"[^=\0]+\Z")
+HOSTNAME_MAX = 64
+"""Bytes that sethostname(2) takes, ``__NEW_UTS_LEN``."""
+
+
+def new_id() -> str:
+    """A fresh container id: 16 hex digits, 64 bits from the kernel's random source."""
+    return os.urandom(ID_LENGTH // 2).hex()
+
+
+def is_id(text: str) -> bool:
+    """Whether ``text`` has the form of a whole container id."""
+    return _ID.match(text) is not None
+
+
+def is_id_prefix(text: str) -> bool:
+    """Whether ``text`` could begin a container id."""
+    return _ID_PREFIX.match(text) is not None
+
+
+def parse_name(text: str) -> str:
+    """Check a container's name: letters, digits, ``_.-``, not starting with punctuation.
+
+    The alphabet keeps a name safe as a file name, as an argument and on a terminal. A name in the
+    form of a whole id is refused, since it could be taken for one.
+    """
+    if not _NAME.match(text):
+        raise UsageError(
+            f"invalid name {printable(text)!r}: use up to 128 letters, digits, '_', '.' or '-', "
+            "beginning with a letter or digit"
+        )
+    if is_id(text):
+        raise UsageError(f"invalid name {text!r}: 16 hex digits would be taken for an id")
+    return text
+
+
+def parse_hostname(text: str) -> str:
+    """Check a hostname: 1 to 64 bytes of what a hostname may hold (hostname(7))."""
+    size = len(os.fsencode(text))
+    if size > HOSTNAME_MAX:
+        raise UsageError(f"hostname is {size} bytes long; the kernel takes at most {HOSTNAME_MAX}")
+    if not re.match(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\Z", text):
+        raise UsageError(
+            f"invalid hostname {printable(text)!r}: use letters, digits, '-' and '.', "
+            "beginning and ending with a letter or digit"
+        )
+    return text
+
+
+def parse_env(text: str) -> tuple[str, str]:
+    """Split ``K=V``. The value may be empty and may contain further equals signs."""
+    key, equals, value = text.partition("=")
+    if not equals or not _ENV_NAME.match(key):
+        raise UsageError(f"invalid environment entry {printable(text)!r}: write it as KEY=VALUE")
+    if "\0" in value:
+        raise UsageError(f"environment variable {printable(key)} contains a NUL character")
+    return key, value
+
+
+def parse_env_file(content: str, where: str) -> dict[str, str]:
+    """Parse an env file: ``K=V`` per line; blank lines and those starting with ``#`` are skipped.
+
+    A value is taken as it stands: no quoting, no expansion.
+    """
+    env = {}
+    for number, line in enumerate(content.split("\n"), 1):
+        line = line.rstrip("\r")
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        try:
+            key, value = parse_env(line)
+        except UsageError as error:
+            raise UsageError(f"{where}, line {number}: {error}") from None
+        env[key] = value
+    return env
+
+
+def parse_signal(text: str) -> int:
+    """A signal by number or name, with or without ``SIG``, in any case."""
+    if text.isascii() and text.isdigit():
+        number = int(text)
+        if 1 <= number <= signal.SIGRTMAX:
+            return number
+    else:
+        name = text.upper()
+        name = name if name.startswith("SIG") else f"SIG{name}"
+        known = signal.Signals.__members__.get(name)
+        if known is not None:
+            return int(known)
+    raise UsageError(f"unknown signal {printable(text)!r}: use a name like TERM or a number")
+
+
+def signal_name(number: int) -> str:
+    """``SIGKILL`` for 9; ``signal 40`` for one without a name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def age(then: datetime, now: datetime | None = None) -> str:
+    """How long ago ``then`` was, in the largest unit that fits: ``12 seconds ago``."""
+    seconds = max(0, int(((now or datetime.now(UTC)) - then).total_seconds()))
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= size:
+            count = seconds // size
+            break
+    else:
+        unit, count = "second", seconds
+    return f"{count} {unit}{'' if count == 1 else 's'} ago"

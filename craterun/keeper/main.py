@@ -1,0 +1,355 @@
+"""The keeper: launches, parents and reaps containers, and outlives the supervisor.
+
+One thread, one epoll, no asyncio, almost no imports: a small process forks fast, and one with too
+little code to crash can hold what must not be lost. For every container it holds the pidfd, the
+read ends of the output pipes (so that a container never sees its output closed) and the exit
+status, until the supervisor says that all is safely on disk. When the supervisor dies, the keeper
+starts another one, which takes over what is there.
+"""
+
+from __future__ import annotations
+
+import _signal
+import _socket
+import gc
+import os
+import select
+import sys
+from typing import Any
+
+from craterun.core import flags as f
+from craterun.core import opcodes as op
+from craterun.keeper import wire
+from craterun.keeper.child import Child
+from craterun.linux import calls
+
+_MAX_TAKEOVERS = 5
+_CLONE_FAILED = -1
+
+
+class Kept:
+    """One process of ours, from its launch to its release.
+
+    :ivar number: the supervisor's name for it
+    :ivar cookie: where a successor finds its state; b"" if it ends with the supervisor
+    :ivar pipes: what the supervisor gets as well: stdout, stderr, perhaps stdin
+    :ivar lock: descriptor of the locked state directory, or -1; held, not used
+    :ivar error: read end of the error pipe, -1 once it has been read to its end
+    :ivar status: (si_code, si_status) once it was reaped
+    """
+
+    __slots__ = (
+        "buffer", "cookie", "error", "failure", "lock", "number", "pid", "pidfd", "pipes",
+        "start_time", "started", "status",
+    )  # fmt: skip
+
+    def __init__(self, number: int, cookie: bytes, lock: int) -> None:
+        self.number = number
+        self.cookie = cookie
+        self.lock = lock
+        self.pid = 0
+        self.pidfd = -1
+        self.start_time = 0
+        self.pipes: list[int] = []
+        self.error = -1
+        self.buffer = b""
+        self.failure: tuple[int, int, bytes] | None = None
+        self.started = False
+        self.status: tuple[int, int] | None = None
+
+
+class Keeper:
+    """The keeper's whole state and its loop."""
+
+    def __init__(self, sock: Any, takeover: list[str]) -> None:
+        self.sock = sock
+        self.takeover = takeover
+        self.takeovers = 0
+        self.successor = 0
+        self.buffer = bytearray(wire.INLINE_BYTES + 1)
+        self.kept: dict[int, Kept] = {}
+        self.by_fd: dict[int, Kept] = {}
+        self.epoll = select.epoll()
+        self.epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def run(self) -> None:
+        """Serve until the supervisor is gone and nothing is left to keep."""
+        while True:
+            for fd, _ in self.epoll.poll():
+                if fd == self.sock.fileno():
+                    if not self.serve():
+                        return
+                elif (kept := self.by_fd.get(fd)) is not None:
+                    if fd == kept.error:
+                        self.read_error_pipe(kept)
+                    else:
+                        self.reap(kept)
+
+    # --- the supervisor's requests ------------------------------------------------------------
+
+    def serve(self) -> bool:
+        """One request. Returns whether to go on."""
+        try:
+            received = wire.receive(self.sock, self.buffer)
+            if received is None:
+                return self.supervisor_died()
+            message, fds = received
+            if message[0] == op.MSG_LAUNCH:
+                self.launch(fds, *message[1:])
+            elif message[0] == op.MSG_RELEASE:
+                self.release(message[1])
+            elif message[0] == op.MSG_ADOPT:
+                self.hand_over()
+            else:
+                return self.supervisor_died()
+        except (wire.BrokenPeerError, ConnectionError):
+            return self.supervisor_died()
+        return True
+
+    def send(self, message: tuple[Any, ...], fds: list[int]) -> None:
+        """Send; a supervisor that is gone is noticed by `serve`, so failing here is no news."""
+        data, memfd = wire.encode(message)
+        try:
+            everything = [*fds, memfd] if memfd >= 0 else fds
+            self.sock.sendmsg([data], wire.ancillary(everything), _socket.MSG_NOSIGNAL)
+        except ConnectionError:
+            pass
+        finally:
+            if memfd >= 0:
+                os.close(memfd)
+
+    def launch(
+        self, fds: list[int], number: int, flags: int, cookie: bytes, plan: Any
+    ) -> None:
+        """Clone a child that carries out ``plan``.
+
+        ``fds``: the pidfd of the container to join, if ``flags`` says so (1), then the descriptor of
+        the locked state directory, if ``flags`` says so (2).
+        """
+        steps, clone_flags, cgroup, wants_stdin, owner = plan
+        join = fds.pop(0) if flags & 1 else -1
+        kept = Kept(number, cookie, fds.pop(0) if flags & 2 else -1)
+        self.kept[number] = kept
+        child_ends: list[int] = []
+        try:
+            kept.error, error_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            child_ends.append(error_end)
+            for _ in (1, 2):
+                read_end, write_end = os.pipe2(os.O_CLOEXEC)
+                kept.pipes.append(read_end)
+                child_ends.append(write_end)
+                # Whoever the process is or becomes, /dev/stdout can be reopened for writing.
+                os.fchmod(write_end, 0o622)
+                if owner:
+                    os.fchown(write_end, owner, -1)
+            stdin_end = -1
+            if wants_stdin:
+                stdin_end, write_end = os.pipe2(os.O_CLOEXEC)
+                kept.pipes.append(write_end)
+                child_ends.append(stdin_end)
+                if owner:
+                    os.fchown(stdin_end, owner, -1)
+            born_in = -1
+            if cgroup:
+                born_in = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                child_ends.append(born_in)
+            pid, pidfd = calls.clone3(clone_flags, born_in)
+            if pid == 0:
+                if stdin_end < 0 and join >= 0:
+                    stdin_end = 0  # ours is /dev/null; a container's own could be anything
+                Child(stdin_end, child_ends[1], child_ends[2], error_end, join).run(steps)
+            kept.pid, kept.pidfd = pid, pidfd
+            kept.start_time = start_time(pid)
+        except OSError as error:
+            name = error.filename
+            evidence = b"p" + name if isinstance(name, bytes) else b"c" + str(name or "").encode()
+            self.send((op.MSG_FAILED, number, _CLONE_FAILED, error.errno or 0, evidence), [])
+            self.release(number)
+            return
+        finally:
+            for fd in child_ends:
+                os.close(fd)
+            if join >= 0:
+                os.close(join)
+        self.watch(kept.error, kept)
+        self.watch(kept.pidfd, kept)
+
+    def watch(self, fd: int, kept: Kept) -> None:
+        """Have `run` call for ``kept`` when ``fd`` is readable."""
+        self.epoll.register(fd, select.EPOLLIN)
+        self.by_fd[fd] = kept
+
+    def unwatch(self, fd: int) -> None:
+        """Forget and close ``fd``.
+
+        Closing alone would not end the watch: the supervisor, or a child that has not executed its
+        command yet, may hold a duplicate, and epoll watches what is behind the number (epoll(7)).
+        """
+        if self.by_fd.pop(fd, None) is not None:
+            self.epoll.unregister(fd)
+        os.close(fd)
+
+    def release(self, number: int) -> None:
+        """Everything about this process is recorded elsewhere: let go of it."""
+        kept = self.kept.pop(number, None)
+        if kept is None:
+            return
+        if kept.error >= 0:
+            self.unwatch(kept.error)
+        if kept.pidfd >= 0:
+            self.unwatch(kept.pidfd)
+        for fd in (*kept.pipes, kept.lock):
+            if fd >= 0:
+                os.close(fd)
+
+    # --- news from children -------------------------------------------------------------------
+
+    def read_error_pipe(self, kept: Kept) -> None:
+        """Read what is there; at end-of-file the child has executed its command, or failed."""
+        while True:
+            try:
+                data = os.read(kept.error, 4096)
+            except BlockingIOError:
+                return
+            if not data:
+                break
+            kept.buffer += data
+            if kept.buffer[0] == op.RECORD_PID and len(kept.buffer) >= 5:
+                self.follow(kept, int.from_bytes(kept.buffer[1:5], "little"))
+                kept.buffer = kept.buffer[5:]
+        self.unwatch(kept.error)
+        kept.error = -1
+        if kept.buffer:
+            record = kept.buffer
+            step, errno = record[1] | record[2] << 8, record[3] | record[4] << 8
+            kept.failure = (step, errno, record[5:])
+            self.finish(kept)
+        else:
+            kept.started = True
+            fds = [kept.pidfd, *kept.pipes]
+            self.send((op.MSG_STARTED, kept.number, kept.pid, kept.start_time), fds)
+            # Output pipes are held for a successor. The input pipe must not be: the container sees
+            # its end when the last writer closes it, and that is the supervisor's decision.
+            for fd in kept.pipes[2:]:
+                os.close(fd)
+            del kept.pipes[2:]
+
+    def follow(self, kept: Kept, pid: int) -> None:
+        """The child forked inside the joined namespaces and ends; from now on ``pid`` counts."""
+        os.waitpid(kept.pid, 0)
+        self.unwatch(kept.pidfd)
+        kept.pid = pid
+        kept.pidfd = os.pidfd_open(pid)
+        kept.start_time = start_time(pid)
+        self.watch(kept.pidfd, kept)
+
+    def reap(self, kept: Kept) -> None:
+        """The process has ended: take its status."""
+        if kept.error >= 0:
+            # Both can be ready at once, and what the pipe says comes first: that the command was
+            # executed at all, or that another process is the one to watch.
+            pidfd = kept.pidfd
+            self.read_error_pipe(kept)
+            if kept.pidfd != pidfd or kept.number not in self.kept:
+                return
+        result = os.waitid(os.P_PIDFD, kept.pidfd, os.WEXITED | os.WNOHANG)
+        if result is None:
+            return
+        kept.status = (result.si_code, result.si_status)
+        del self.by_fd[kept.pidfd]
+        self.epoll.unregister(kept.pidfd)
+        self.finish(kept)
+
+    def finish(self, kept: Kept) -> None:
+        """Tell how it ended, once both the pipe and the process have said all."""
+        if kept.status is None or kept.error >= 0:
+            return
+        if kept.failure is not None:
+            self.send((op.MSG_FAILED, kept.number, *kept.failure), [])
+            self.release(kept.number)
+        else:
+            self.send((op.MSG_EXITED, kept.number, *kept.status), [])
+
+    # --- a new supervisor ---------------------------------------------------------------------
+
+    def supervisor_died(self) -> bool:
+        """Kill what belonged to it alone; start a successor for the rest. Whether to go on."""
+        self.epoll.unregister(self.sock.fileno())
+        self.sock.close()
+        if self.successor:
+            os.waitpid(self.successor, 0)
+            self.successor = 0
+        adoptable = False
+        for kept in list(self.kept.values()):
+            if kept.cookie:
+                adoptable = True
+            elif kept.status is None:
+                _signal.pidfd_send_signal(kept.pidfd, _signal.SIGKILL)
+        if not adoptable:
+            return False
+        self.takeovers += 1
+        if self.takeovers > _MAX_TAKEOVERS:
+            return False  # containers die with us: PR_SET_PDEATHSIG
+        ours, theirs = _socket_pair()
+        os.set_inheritable(theirs.fileno(), True)
+        command = [*self.takeover, str(theirs.fileno())]
+        self.successor = os.posix_spawn(command[0], command, os.environ)
+        theirs.close()
+        self.sock = ours
+        self.epoll.register(ours.fileno(), select.EPOLLIN)
+        return True
+
+    def hand_over(self) -> None:
+        """Tell a successor about everything that is kept."""
+        for kept in list(self.kept.values()):
+            if not kept.cookie:
+                self.release(kept.number)
+                continue
+            head = (op.MSG_ADOPTED, kept.number, kept.pid, kept.start_time, kept.cookie)
+            state = (kept.started, kept.status, kept.lock >= 0)
+            fds = [kept.pidfd, *((kept.lock,) if kept.lock >= 0 else ()), *kept.pipes[:2]]
+            self.send((*head, *state), fds)
+        self.send((op.MSG_ADOPTED, -1), [])
+
+
+def start_time(pid: int) -> int:
+    """Field 22 of /proc/PID/stat: clock ticks from boot to the start of the process (proc(5))."""
+    fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        stat = os.read(fd, 1024)
+    finally:
+        os.close(fd)
+    return int(stat[stat.rindex(b")") + 2 :].split(b" ", 20)[19])
+
+
+def _socket_pair() -> tuple[Any, Any]:
+    return _socket.socketpair(
+        _socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC, 0
+    )
+
+
+def main(fd: int, takeover: list[str]) -> None:
+    """Entry of the keeper's process.
+
+    :param fd: inherited socket to the supervisor
+    :param takeover: command that starts another supervisor; the number of its socket is appended
+    """
+    # Away from the user's terminal: Ctrl-C there is the supervisor's to interpret.
+    os.setsid()
+    for number in range(1, 65):
+        try:
+            _signal.signal(number, _signal.SIG_DFL)
+        except (OSError, ValueError):
+            continue  # SIGKILL, SIGSTOP and the two that glibc keeps to itself
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    # Containers must not look into the process that sets them up (CVE-2016-9962).
+    calls.prctl(f.PR_SET_DUMPABLE, 0)
+    calls.set_process_name(b"craterun-keeper")
+    sock = _socket.socket(fileno=fd)
+    os.set_inheritable(fd, False)
+    gc.disable()
+    gc.freeze()
+    try:
+        Keeper(sock, takeover).run()
+    finally:
+        os._exit(1 if sys.exc_info()[0] else 0)

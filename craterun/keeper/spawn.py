@@ -1,0 +1,95 @@
+"""Start a keeper from any process, whatever threads or event loops that has.
+
+The keeper is executed afresh, not forked: a fork would copy the caller's memory (and pay for its
+page tables at every clone), and is unsafe where there are threads. It starts in the time that the
+caller spends on importing trio.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+from craterun.core import flags as f
+from craterun.linux import calls
+
+_PACKAGE_PARENT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def _bootstrap(module: str) -> list[str]:
+    """Interpreter arguments that run ``module``'s main, isolated from the user's environment.
+
+    -I and -S leave out site-packages, start-up files and the current directory: less to import,
+    and nothing that a container's user could have planted.
+    """
+    code = (
+        f"import sys; sys.path.append({_PACKAGE_PARENT!r}); "
+        f"from {module} import main; main(int(sys.argv[-1]), sys.argv[1:-1])"
+    )
+    return ["-I", "-S", "-c", code]
+
+
+def takeover_command() -> list[str]:
+    """Command that starts another supervisor for a keeper that lost its own.
+
+    It imports trio and msgspec, so it gets this process's whole import path.
+    """
+    code = (
+        f"import sys; sys.path[:] = {[p for p in sys.path if p]!r}; "
+        "from craterun.supervisor.takeover import main; main(int(sys.argv[-1]))"
+    )
+    return [sys.executable, "-I", "-S", "-c", code]
+
+
+def spawn_keeper() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start a keeper. The caller owns both the process and the socket to it (see `wire`).
+
+    Closing the socket ends the keeper, after it has found a successor for the containers that
+    outlive their supervisor.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    interpreter = _readonly_interpreter()
+    try:
+        executable = f"/proc/self/fd/{interpreter}" if interpreter >= 0 else sys.executable
+        inherited = [theirs.fileno(), *([interpreter] if interpreter >= 0 else [])]
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                *_bootstrap("craterun.keeper.main"),
+                *takeover_command(),
+                str(theirs.fileno()),
+            ],
+            executable=executable,
+            pass_fds=inherited,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+        if interpreter >= 0:
+            os.close(interpreter)
+    return process, ours
+
+
+def _readonly_interpreter() -> int:
+    """A descriptor of the interpreter on a read-only mount that is attached nowhere, or -1.
+
+    Until its execve, a container's first process runs the interpreter, and /proc/self/exe leads to
+    that file whatever the mount namespace: as the interpreter of a script it could be re-executed
+    and then overwritten (CVE-2019-5736). Through this mount it cannot be opened for writing.
+    Without CAP_SYS_ADMIN, in a user namespace yet to come, there is nothing to protect: the file
+    belongs to a user that root in there is not.
+    """
+    try:
+        tree = calls.open_tree(f.AT_FDCWD, os.fsencode(sys.executable), f.OPEN_TREE_CLONE)
+    except OSError:
+        return -1
+    calls.mount_setattr(tree, 0, f.MOUNT_ATTR_RDONLY)
+    return tree

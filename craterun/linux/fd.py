@@ -1,0 +1,52 @@
+"""Descriptors with one owner each."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+
+class Fd:
+    """Owns a descriptor: closes it once, or hands it over with `take`.
+
+    The number is forgotten before the descriptor is closed, so that a late user gets an error
+    instead of somebody else's file.
+    """
+
+    __slots__ = ("_number",)
+
+    def __init__(self, number: int) -> None:
+        """Takes ownership of ``number``."""
+        self._number = number
+
+    def fileno(self) -> int:
+        """The number, borrowed. `ValueError` if it was closed or taken."""
+        if self._number < 0:
+            raise ValueError("descriptor was closed or handed over")
+        return self._number
+
+    def take(self) -> int:
+        """The number, whose ownership goes to the caller."""
+        number = self.fileno()
+        self._number = -1
+        return number
+
+    @property
+    def closed(self) -> bool:
+        """Whether there is nothing left to own."""
+        return self._number < 0
+
+    def close(self) -> None:
+        """Close it; nothing happens the second time."""
+        number, self._number = self._number, -1
+        if number >= 0:
+            os.close(number)
+
+    def __del__(self) -> None:
+        number = getattr(self, "_number", -1)
+        if number >= 0:
+            warnings.warn(f"descriptor {number} was never closed", ResourceWarning, stacklevel=1)
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"Fd({self._number})"

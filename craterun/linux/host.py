@@ -1,0 +1,90 @@
+"""Find out once what this host can do."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from craterun.core.errors import UnsupportedHostError
+from craterun.core.hostroot import ETC_NAMES, USR_NAMES
+from craterun.core.spec import Hierarchy, HostFacts
+from craterun.linux.proc import Mount, parse_mountinfo
+
+MINIMUM_KERNEL = (5, 12)
+"""mount_setattr(2), which makes a bound tree read-only as a whole, is the youngest call we need."""
+
+_V1_CONTROLLERS = frozenset(
+    ("memory", "pids", "cpu", "cpuacct", "cpuset", "freezer", "blkio", "devices")
+)
+
+
+def probe() -> HostFacts:
+    """Read the facts from the running kernel and the host's filesystem.
+
+    :raises UnsupportedHostError: the kernel is too old
+    """
+    kernel = kernel_version(os.uname().release)
+    if kernel < MINIMUM_KERNEL:
+        raise UnsupportedHostError(
+            f"Linux {kernel[0]}.{kernel[1]} is too old: craterun needs "
+            f"{MINIMUM_KERNEL[0]}.{MINIMUM_KERNEL[1]} or newer (mount_setattr)"
+        )
+    return HostFacts(
+        kernel=kernel,
+        hierarchies=hierarchies(parse_mountinfo(_read("/proc/self/mountinfo"))),
+        user_namespace=in_user_namespace(_read("/proc/self/uid_map")),
+        last_capability=int(_read("/proc/sys/kernel/cap_last_cap")),
+        usr_entries=tuple(_usr_entries()),
+        etc_entries=tuple(
+            f"{name}/" if os.path.isdir(f"/etc/{name}") else name
+            for name in ETC_NAMES
+            if os.path.exists(f"/etc/{name}")
+        ),
+    )
+
+
+def kernel_version(release: str) -> tuple[int, int]:
+    """(major, minor) of a release like ``6.1.0-18-amd64``."""
+    match = re.match(r"(\d+)\.(\d+)", release)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def in_user_namespace(uid_map: str) -> bool:
+    """Whether /proc/self/uid_map is anything but the initial namespace's identity map."""
+    return uid_map.split() != ["0", "0", "4294967295"]
+
+
+def hierarchies(mounts: list[Mount]) -> tuple[Hierarchy, ...]:
+    """The cgroup hierarchies that can be written to, from mountinfo (cgroups(7)).
+
+    A mount that shows only a part of its hierarchy, as inside another container, is left out:
+    paths from /proc/PID/cgroup could not be found in it.
+    """
+    found: dict[str, Hierarchy] = {}
+    for mount in mounts:
+        if mount.readonly or not os.access(mount.point, os.W_OK):
+            continue
+        if mount.kind == "cgroup2":
+            offered = tuple(_read(f"{mount.point}/cgroup.controllers").split())
+            found.setdefault("unified", Hierarchy(2, offered, mount.point))
+        elif mount.kind == "cgroup":
+            controllers = tuple(o for o in mount.options if o in _V1_CONTROLLERS)
+            if controllers:
+                found.setdefault(",".join(controllers), Hierarchy(1, controllers, mount.point))
+    return tuple(found.values())
+
+
+def _usr_entries() -> list[tuple[str, str]]:
+    entries = []
+    for name in USR_NAMES:
+        path = f"/{name}"
+        if os.path.islink(path):
+            entries.append((name, os.readlink(path)))
+        elif os.path.isdir(path):
+            entries.append((name, ""))
+    return entries
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read()

@@ -1,0 +1,109 @@
+"""Is this directory fit to be a rootfs? And what its own files say, read without leaving it."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from craterun.core import flags as f
+from craterun.core.errors import RootfsError, printable
+from craterun.core.spec import Identity, RootDirectory
+from craterun.core.users import parse_user, resolve_user
+from craterun.linux import calls
+from craterun.linux.proc import parse_mountinfo
+
+_MARKERS = ("bin", "usr", "etc")
+_ACCOUNT_FILE_BYTES = 4 * 1024 * 1024
+
+
+def check_rootfs(path: str) -> RootDirectory:
+    """Check ``path`` and return what was checked, so that a later swap is noticed.
+
+    :raises RootfsError: it is relative, missing, not a directory, the host's own root, or holds
+        none of bin/, usr/ and etc/
+    """
+    shown = printable(path)
+    if not path:
+        raise RootfsError("rootfs is empty: give the path of a directory, or leave the option out")
+    if "\0" in path:
+        raise RootfsError(f"rootfs {shown!r} contains a NUL character")
+    if not path.startswith("/"):
+        raise RootfsError(f"rootfs {shown!r} is not an absolute path")
+    try:
+        real = os.path.realpath(path, strict=True)
+        fd = os.open(real, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise RootfsError(f"rootfs {shown}: {os.strerror(error.errno or 0)}") from error
+    try:
+        found = os.fstat(fd)
+        if _is_host_root(real, found):
+            raise RootfsError(
+                f"rootfs {shown} is the host's own root directory, which a container never gets; "
+                "leave --rootfs out for a read-only view of the host's programs"
+            )
+        if not any(_is_directory(fd, name) for name in _MARKERS):
+            raise RootfsError(
+                f"rootfs {shown} has none of bin/, usr/ and etc/: it does not look like a root "
+                "directory; unpack a distribution there, for example with debootstrap"
+            )
+    finally:
+        os.close(fd)
+    return RootDirectory(real, found.st_dev, found.st_ino)
+
+
+def _is_host_root(path: str, found: os.stat_result) -> bool:
+    root = os.stat("/")
+    if (found.st_dev, found.st_ino) == (root.st_dev, root.st_ino):
+        return True
+    # Some filesystems give a bind mount of / other numbers than / itself: compare what the mount
+    # table says is mounted, too.
+    with open("/proc/self/mountinfo") as file:
+        mounts = parse_mountinfo(file.read())
+    at = {mount.point: (mount.device, mount.root) for mount in mounts}
+    return path in at and at[path] == at.get("/")
+
+
+def _is_directory(root: int, name: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=root).st_mode)
+    except OSError:
+        return False
+
+
+def look_up_user(user: str | None, root: str | None, accounts: tuple[str, str] = ("", "")) -> Identity:
+    """What ``user`` (``NAME|UID[:GROUP|GID]``) means inside the rootfs.
+
+    :param root: directory whose etc/passwd and etc/group count; None to use ``accounts``
+    :param accounts: contents of passwd and group
+    :raises UsageError: malformed, or a name that is not there
+    """
+    if user is None:
+        return Identity()
+    wanted = parse_user(user)
+    if root is not None:
+        fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            accounts = (read_inside(fd, b"etc/passwd"), read_inside(fd, b"etc/group"))
+        finally:
+            os.close(fd)
+    return resolve_user(wanted, *accounts)
+
+
+def read_inside(root: int, path: bytes) -> str:
+    """Contents of a regular file below ``root``, symlinks staying inside; "" if there is none.
+
+    The file belongs to the container: it may be a FIFO to block on or larger than memory, neither
+    of which counts as an account file.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+    try:
+        fd = calls.openat2(root, path, flags, f.RESOLVE_IN_ROOT | f.RESOLVE_NO_MAGICLINKS)
+    except OSError:
+        return ""
+    with open(fd, "rb") as file:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _ACCOUNT_FILE_BYTES:
+            return ""
+        return file.read(_ACCOUNT_FILE_BYTES).decode("utf-8", "replace")
+
+

@@ -1,0 +1,95 @@
+"""metadata.json: written by rename, readable at any instant, never trusted to be well-formed."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+from craterun.core.errors import StateError, printable
+from craterun.core.life import FORMAT, Record
+
+METADATA = "metadata.json"
+_TEMPORARY = ".metadata.json.new"
+_MAX_BYTES = 16 * 1024 * 1024
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Record)
+
+
+def encode_record(record: Record) -> bytes:
+    """The file's content: indented JSON with a final newline."""
+    return msgspec.json.format(_encoder.encode(record), indent=2) + b"\n"
+
+
+def write_record(directory: int, record: Record) -> None:
+    """Replace metadata.json in the directory that ``directory`` is a descriptor of.
+
+    There is one writer for each container (the holder of its lock), so one temporary name is
+    enough, and a crash leaves at most one. No fsync: after a power loss the processes that the
+    record speaks of are gone too, and rename orders the content before the name on every
+    filesystem that people keep state on.
+
+    :raises OSError: disk full, read-only, …
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(_TEMPORARY, flags, 0o600, dir_fd=directory)
+    try:
+        content = encode_record(record)
+        while content:
+            content = content[os.write(fd, content) :]
+    finally:
+        os.close(fd)
+    os.rename(_TEMPORARY, METADATA, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def overwrite_record(directory: int, record: Record) -> None:
+    """Replace the content of metadata.json in place, for when the disk has no room for a new file.
+
+    The blocks that the file has suffice. A reader at this very moment may see a torn record, and
+    reports it as damaged; the alternative is to lose the exit code.
+
+    :raises OSError: not even that was possible
+    """
+    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(METADATA, flags, dir_fd=directory)
+    try:
+        content = encode_record(record)
+        written = os.pwrite(fd, content, 0)
+        if written == len(content):
+            os.ftruncate(fd, written)
+    finally:
+        os.close(fd)
+    try:
+        os.unlink(_TEMPORARY, dir_fd=directory)
+    except FileNotFoundError:
+        pass
+
+
+def read_record(directory: str, container_id: str) -> Record:
+    """The record of ``container_id`` in its ``directory``.
+
+    :raises FileNotFoundError: there is no metadata.json
+    :raises StateError: it is unreadable, not valid, of a newer format, or of another container
+    """
+    path = os.path.join(directory, METADATA)
+    try:
+        # O_NONBLOCK: a foreign FIFO of this name must not block `ps`.
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            content = file.read(_MAX_BYTES)
+        record = _decoder.decode(content)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StateError(f"{printable(path)}: {os.strerror(error.errno or 0)}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StateError(
+            f"{printable(path)} is damaged ({printable(str(error))}); "
+            f"remove the container with: craterun rm --force {container_id}"
+        ) from error
+    if record.format > FORMAT:
+        raise StateError(f"{printable(path)} was written by a newer craterun")
+    if record.id != container_id:
+        raise StateError(f"{printable(path)} belongs to another container, {printable(record.id)}")
+    return record

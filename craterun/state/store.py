@@ -1,0 +1,282 @@
+"""The state directory: one folder for each container, found by id, prefix or name.
+
+    <root>/<id>/metadata.json   the record (`state.records`)
+    <root>/<id>/stdout.log …    the output (`state.logs`)
+    <root>/.names/<name>        symlink to the id: names are claimed by creating it
+    <root>/.removed             how containers run with --rm ended, for those who wait for them
+
+Whoever supervises a container holds flock(2) on its folder. The kernel drops the lock with the last
+holder, so that "locked" means "looked after by somebody alive", and waiting for the lock means
+waiting for the end of the supervision, in whatever process that is. Anything else found in the
+root is not ours and left alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from craterun.core.errors import (
+    AmbiguousIdError,
+    NameInUseError,
+    NoSuchContainerError,
+    StateError,
+    printable,
+)
+from craterun.core.life import Record
+from craterun.core.units import is_id, is_id_prefix
+from craterun.state.records import read_record, write_record
+
+_NAMES = ".names"
+SYSTEM_ROOT = "/var/lib/craterun"
+
+
+def default_root() -> str:
+    """``CRATERUN_ROOT``, or /var/lib/craterun for root, or ~/.craterun for others."""
+    chosen = os.environ.get("CRATERUN_ROOT")
+    if chosen:
+        return os.path.abspath(chosen)
+    if os.geteuid() == 0:
+        return SYSTEM_ROOT
+    return os.path.expanduser("~/.craterun")
+
+
+class Store:
+    """All containers below one root. Holds no state of its own besides the path."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = os.path.abspath(os.fspath(root))
+
+    def path(self, container_id: str) -> str:
+        """The container's folder."""
+        return os.path.join(self.root, container_id)
+
+    # --- making and removing ------------------------------------------------------------------
+
+    def create(self, record: Record) -> int:
+        """Make a container's folder with its first record. Returns the locked folder's descriptor,
+        which the caller owns.
+
+        :raises NameInUseError: another container has the name
+        :raises StateError: the state directory cannot be written to; nothing is left there
+        """
+        path = self.path(record.id)
+        fd = -1
+        try:
+            try:
+                os.mkdir(path, 0o700)
+            except FileNotFoundError:
+                os.makedirs(self.root, 0o711, exist_ok=True)
+                os.mkdir(path, 0o700)
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            write_record(fd, record)
+            if record.name is not None:
+                self._claim(record.name, record.id)
+        except BaseException as error:
+            if fd >= 0:
+                os.close(fd)
+                _remove_tree(path, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise StateError(
+                    f"cannot create container state in {printable(self.root)}: "
+                    f"{os.strerror(error.errno or 0)}; use --root or CRATERUN_ROOT to keep it "
+                    "elsewhere"
+                ) from error
+            raise
+        return fd
+
+    def remove(self, record_or_id: Record | str) -> None:
+        """Remove a container's folder and name. Its processes and cgroups are the caller's affair.
+
+        :raises StateError: something in the folder cannot be removed
+        """
+        container_id = record_or_id if isinstance(record_or_id, str) else record_or_id.id
+        name = None if isinstance(record_or_id, str) else record_or_id.name
+        try:
+            # metadata.json goes first: from then on, no list shows the container.
+            _unlink(os.path.join(self.path(container_id), "metadata.json"))
+            _remove_tree(self.path(container_id))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise StateError(
+                f"cannot remove {printable(self.path(container_id))}: "
+                f"{os.strerror(error.errno or 0)}"
+            ) from error
+        for claimed, owner in [(name, container_id)] if name else self._names():
+            if owner == container_id and claimed is not None:
+                with self._names_locked() as names:
+                    if _read_link(os.path.join(names, claimed)) == container_id:
+                        _unlink(os.path.join(names, claimed))
+
+    # --- finding ------------------------------------------------------------------------------
+
+    def ids(self) -> list[str]:
+        """Ids of all containers, sorted."""
+        try:
+            with os.scandir(self.root) as entries:
+                return sorted(
+                    e.name for e in entries if is_id(e.name) and e.is_dir(follow_symlinks=False)
+                )
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StateError(
+                f"cannot read {printable(self.root)}: {os.strerror(error.errno or 0)}"
+            ) from error
+
+    def records(self) -> Iterator[Record | tuple[str, StateError]]:
+        """Every readable record; for an unreadable one its id and what is wrong with it.
+
+        A folder without a record whose lock is held is just being made, and left out.
+        """
+        for container_id in self.ids():
+            try:
+                yield read_record(self.path(container_id), container_id)
+            except FileNotFoundError:
+                if os.path.isdir(self.path(container_id)) and not self.is_locked(container_id):
+                    yield container_id, StateError(
+                        f"{printable(self.path(container_id))} has no metadata.json; "
+                        f"remove it with: craterun rm --force {container_id}"
+                    )
+            except StateError as error:
+                yield container_id, error
+
+    def resolve(self, text: str) -> str:
+        """The id that ``text`` means: a whole id, a name, or a prefix that only one id has.
+
+        :raises NoSuchContainerError: none
+        :raises AmbiguousIdError: several
+        """
+        if not text:
+            raise NoSuchContainerError("the container id is empty: give an id, a prefix or a name")
+        if is_id(text) and os.path.isdir(self.path(text)):
+            return text
+        named = self._owner(text)
+        if named is not None:
+            return named
+        if is_id_prefix(text):
+            found = [container_id for container_id in self.ids() if container_id.startswith(text)]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                raise AmbiguousIdError(
+                    f"{text!r} is ambiguous: it begins {', '.join(found[:8])}"
+                    f"{' and others' if len(found) > 8 else ''}; give more digits"
+                )
+        raise NoSuchContainerError(
+            f"no container {printable(text)!r} in {printable(self.root)}; craterun ps lists them"
+        )
+
+    def load(self, container_id: str) -> Record:
+        """The record of an id that `resolve` gave.
+
+        :raises StateError: it is damaged
+        :raises NoSuchContainerError: it has gone meanwhile
+        """
+        try:
+            return read_record(self.path(container_id), container_id)
+        except FileNotFoundError:
+            if os.path.isdir(self.path(container_id)):
+                raise StateError(
+                    f"{printable(self.path(container_id))} has no metadata.json; "
+                    f"remove it with: craterun rm --force {container_id}"
+                ) from None
+            raise NoSuchContainerError(f"container {container_id} has been removed") from None
+
+    # --- locks --------------------------------------------------------------------------------
+
+    def is_locked(self, container_id: str) -> bool:
+        """Whether somebody alive supervises this container."""
+        try:
+            fd = self._open(container_id)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        else:
+            return False
+        finally:
+            os.close(fd)
+
+    def wait_unsupervised(self, container_id: str) -> None:
+        """Block until nobody supervises this container any more; at once if it is gone."""
+        try:
+            fd = self._open(container_id)
+        except FileNotFoundError:
+            return
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+        finally:
+            os.close(fd)
+
+    def _open(self, container_id: str) -> int:
+        return os.open(
+            self.path(container_id), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        )
+
+    # --- names --------------------------------------------------------------------------------
+
+    def _claim(self, name: str, container_id: str) -> None:
+        with self._names_locked() as names:
+            link = os.path.join(names, name)
+            owner = _read_link(link)
+            if owner is not None:
+                if os.path.isdir(self.path(owner)):
+                    raise NameInUseError(
+                        f"the name {name!r} is used by container {printable(owner)}; choose "
+                        f"another, or remove that one with: craterun rm {name}"
+                    )
+                os.unlink(link)  # its container's folder was removed by hand
+            os.symlink(container_id, link)
+
+    def _owner(self, name: str) -> str | None:
+        if "/" in name or "\0" in name or name in (".", ".."):
+            return None
+        owner = _read_link(os.path.join(self.root, _NAMES, name))
+        if owner is None or not is_id(owner) or not os.path.isdir(self.path(owner)):
+            return None
+        return owner
+
+    def _names(self) -> list[tuple[str, str | None]]:
+        names = os.path.join(self.root, _NAMES)
+        try:
+            return [(name, _read_link(os.path.join(names, name))) for name in os.listdir(names)]
+        except OSError:
+            return []
+
+    @contextmanager
+    def _names_locked(self) -> Iterator[str]:
+        names = os.path.join(self.root, _NAMES)
+        os.makedirs(names, 0o700, exist_ok=True)
+        fd = os.open(names, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield names
+        finally:
+            os.close(fd)
+
+
+def _read_link(path: str) -> str | None:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _remove_tree(path: str, *, ignore_errors: bool = False) -> None:
+    import shutil  # a slow import (compression modules), needed by few commands
+
+    shutil.rmtree(path, ignore_errors=ignore_errors)

@@ -1,0 +1,248 @@
+"""One container's whole life under supervision, on one screen: `Container.supervise`."""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import os
+import signal
+import termios
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from craterun.core.errors import ContainerNotRunningError, CraterunError
+from craterun.core.life import ExitStatus, Record, State
+from craterun.linux import cgroup
+from craterun.linux.fd import Fd
+from craterun.linux.proc import boot_id
+from craterun.state.logs import LogWriter, Stream
+from craterun.state.records import overwrite_record, write_record
+from craterun.state.removed import note_removed
+from craterun.state.store import Store
+from craterun.supervisor.pumps import DRAIN_SECONDS, LogReader, OutputLog, pump_output
+
+if TYPE_CHECKING:
+    from craterun.supervisor.link import KeeperLink, Launched
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Container:
+    """A container that this supervisor looks after.
+
+    :ivar record: what metadata.json says, or is about to
+    :ivar stdin: write end of the container's input, if it is interactive; whoever writes there owns
+        it, and closes it to let the container see end-of-file
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        record: Record,
+        launched: Launched,
+        directory: Fd,
+        *,
+        adopted: bool = False,
+    ) -> None:
+        """Takes ownership of ``directory``, the locked folder."""
+        self.record = record
+        self.stdin = launched.stdin
+        self._store = store
+        self._launched = launched
+        self._directory = directory
+        self._log = OutputLog(LogWriter(directory.fileno(), resume=adopted))
+        self._written: Record | None = None
+        self._writing = trio.Lock()
+        self._finished = trio.Event()
+        self._errors: list[str] = []
+
+    @property
+    def id(self) -> str:
+        """The container's id, 16 hex digits."""
+        return self.record.id
+
+    @property
+    def status(self) -> ExitStatus | None:
+        """How it ended, or None while it has not."""
+        if self.record.status is not State.STOPPED:
+            return None
+        return ExitStatus(self.record.exit_code, self.record.signal)
+
+    async def wait(self) -> ExitStatus:
+        """Until the container has ended, its output is in the log and its record is written."""
+        await self._finished.wait()
+        assert self.status is not None
+        return self.status
+
+    async def recorded(self) -> None:
+        """Until metadata.json says at least what ``record`` says now."""
+        async with self._writing:
+            record = self.record
+            if self._written is record or record.status is State.STOPPED:
+                return
+            try:
+                await trio.to_thread.run_sync(write_record, self._directory.fileno(), record)
+            except OSError as error:
+                self._note(f"metadata.json was not updated: {os.strerror(error.errno or 0)}")
+            self._written = record
+
+    def follow(self, stream: Stream) -> LogReader:
+        """A reader of all output on ``stream``, from the first byte to the last. Close it."""
+        return self._log.follow(stream)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the container's first process (pidfd_send_signal(2)).
+
+        :raises ContainerNotRunningError: it has ended
+        """
+        try:
+            signal.pidfd_send_signal(self._launched.pidfd.fileno(), number)
+        except (ProcessLookupError, ValueError):
+            raise ContainerNotRunningError(f"container {self.id} is not running") from None
+
+    def kill(self) -> None:
+        """SIGKILL the first process and with it, by the kernel, all others; nothing if it is over."""
+        try:
+            self.send_signal(signal.SIGKILL)
+        except ContainerNotRunningError:
+            return
+
+    def give_up(self, error: CraterunError) -> None:
+        """Supervision itself has failed: say so to whoever waits."""
+        self._note(str(error))
+        self.record = self._ended(self._launched.status or ExitStatus(None))
+        self._finished.set()
+
+    # --- its life -------------------------------------------------------------------------------
+
+    async def supervise(self, link: KeeperLink) -> None:
+        """From the successful execve to the final record.
+
+        Cancellation kills the container; its output and its record are seen to their end all the
+        same, since the last lines before a timeout are the ones that people need.
+        """
+        async with trio.open_nursery() as outer:
+            outer.start_soon(self._kill_when_cancelled)
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as watchers:
+                    watchers.start_soon(self.recorded)
+                    watchers.start_soon(self._pump, self._launched.stdout, Stream.STDOUT)
+                    watchers.start_soon(self._pump, self._launched.stderr, Stream.STDERR)
+                    await self._exited()
+                    await self._drain()
+                    watchers.cancel_scope.cancel()
+                await self._conclude()
+                # In this order: whoever waits in another process waits for the lock, which the
+                # keeper drops last, and then finds the record.
+                self._finished.set()
+                await link.release(self._launched)
+            outer.cancel_scope.cancel()
+
+    async def _kill_when_cancelled(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.kill()
+
+    async def _pump(self, pipe: Fd, stream: Stream) -> None:
+        await pump_output(pipe.fileno(), self._log, stream)
+
+    async def _exited(self) -> None:
+        """The pidfd tells that it ended; only its parent, the keeper, can tell how."""
+        if not self._launched.exited.is_set():
+            await trio.lowlevel.wait_readable(self._launched.pidfd.fileno())
+        await self._launched.exited.wait()
+
+    async def _drain(self) -> None:
+        """Until both streams have ended, or one is held open by a stranger who says nothing."""
+        pipes = {
+            Stream.STDOUT: self._launched.stdout.fileno(),
+            Stream.STDERR: self._launched.stderr.fileno(),
+        }
+        for stream, pipe in pipes.items():
+            while not self._log.ended[stream]:
+                with trio.move_on_after(DRAIN_SECONDS) as patience:
+                    await self._log.wait_end(stream)
+                if patience.cancelled_caught and not _unread_bytes(pipe):
+                    self._note(
+                        f"{stream.name.lower()} was still held open by a process outside of the "
+                        f"container {DRAIN_SECONDS:g} s after its end; what came later is lost"
+                    )
+                    break
+
+    async def _conclude(self) -> None:
+        """The final record: written, or removed with everything else."""
+        status = self._launched.status or ExitStatus(None)
+        if self._launched.status is None:
+            self._note("the keeper died, and with it the knowledge of the exit code")
+        async with self._writing:
+            self.record = await trio.to_thread.run_sync(self._write_end, status)
+        self._directory.close()
+
+    def _write_end(self, status: ExitStatus) -> Record:
+        """In a thread: counters, cgroup, log files, record. Returns the final record."""
+        left = cgroup.remove(self.record.cgroups)
+        if left:
+            cgroup.kill(left)  # only processes that somebody moved there can have survived
+            left = cgroup.remove(left)
+        if left:
+            self._note(f"cgroups still in use: {', '.join(left)}")
+        writer = self._log.writer
+        writer.finish()
+        if writer.error is not None:
+            self._note(
+                f"the log is incomplete: {os.strerror(writer.error.errno or 0)}; "
+                f"{writer.lost_bytes} bytes of output were not logged"
+            )
+        record = self._ended(status)
+        try:
+            if record.auto_remove:
+                note_removed(self._store.root, record.id, status)
+                self._store.remove(record)
+            else:
+                try:
+                    write_record(self._directory.fileno(), record)
+                except OSError as error:
+                    if error.errno not in _DISK_FULL:
+                        raise
+                    overwrite_record(self._directory.fileno(), record)
+        except Exception as error:
+            self._note(f"metadata.json was not updated: {error}")
+            record = self._ended(status)
+        return record
+
+    def _ended(self, status: ExitStatus) -> Record:
+        return msgspec.structs.replace(
+            self.record,
+            status=State.STOPPED,
+            finished=datetime.now(UTC),
+            exit_code=status.exit_code,
+            signal=status.signal,
+            error="; ".join(self._errors) or None,
+        )
+
+    def _note(self, problem: str) -> None:
+        if problem not in self._errors:
+            self._errors.append(problem)
+
+
+def running_record(record: Record, launched: Launched) -> Record:
+    """``record`` after a successful launch."""
+    return msgspec.structs.replace(
+        record,
+        status=State.RUNNING,
+        started=datetime.now(UTC),
+        pid=launched.pid,
+        start_time=launched.start_time,
+        boot_id=boot_id(),
+    )
+
+
+def _unread_bytes(pipe: int) -> int:
+    count = array.array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, count)
+    return count[0]

@@ -1,0 +1,106 @@
+"""A further process in a running container: no log, no record; it belongs to its caller."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import trio
+
+from craterun.core.errors import ContainerNotRunningError
+from craterun.core.life import ExitStatus
+from craterun.linux.fd import Fd
+from craterun.state.logs import Stream
+from craterun.supervisor.pumps import CHUNK_BYTES, DRAIN_SECONDS
+
+if TYPE_CHECKING:
+    from craterun.supervisor.link import KeeperLink, Launched
+
+
+class Execution:
+    """What `Supervisor.execute` started.
+
+    Its output is read from the pipes directly, so a slow reader slows the process down, as in a
+    shell pipeline. It is killed when the supervisor is cancelled or dies.
+
+    :ivar stdin: write end of its input, if it has one
+    """
+
+    def __init__(self, launched: Launched) -> None:
+        self.stdin = launched.stdin
+        self._launched = launched
+        self._pipes = {Stream.STDOUT: launched.stdout, Stream.STDERR: launched.stderr}
+        self._reading: dict[Stream, trio.CancelScope] = {}
+        self._deadline = float("inf")
+        self._read_to_end = trio.Event()
+        self._ended: set[Stream] = set()
+        for pipe in self._pipes.values():
+            os.set_blocking(pipe.fileno(), False)
+
+    async def receive(self, stream: Stream) -> bytes:
+        """The next bytes of ``stream``; b"" at its end.
+
+        The end is the end of the last process that holds the stream, or, `DRAIN_SECONDS` of
+        silence after the command itself has ended: what it left in the background may live on.
+        """
+        pipe = self._pipes[stream].fileno()
+        data = b""
+        while True:
+            try:
+                data = os.read(pipe, CHUNK_BYTES)
+                break
+            except BlockingIOError:
+                pass
+            with trio.CancelScope(deadline=self._deadline) as patience:
+                self._reading[stream] = patience
+                await trio.lowlevel.wait_readable(pipe)
+            del self._reading[stream]
+            if patience.cancelled_caught:
+                break
+        if not data:
+            self._ended.add(stream)
+            if len(self._ended) == len(self._pipes):
+                self._read_to_end.set()
+        return data
+
+    async def wait(self) -> ExitStatus:
+        """Until the command has ended; its output may still have to be read."""
+        await self._launched.exited.wait()
+        return self._launched.status or ExitStatus(None)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the process.
+
+        :raises ContainerNotRunningError: it has ended
+        """
+        try:
+            signal.pidfd_send_signal(self._launched.pidfd.fileno(), number)
+        except (ProcessLookupError, ValueError):
+            raise ContainerNotRunningError("the command has ended") from None
+
+    def kill(self) -> None:
+        """SIGKILL; nothing if it is over."""
+        try:
+            self.send_signal(signal.SIGKILL)
+        except ContainerNotRunningError:
+            return
+
+    async def supervise(self, link: KeeperLink) -> None:
+        """Until the process has ended and both streams have been read. Kills it if cancelled."""
+        try:
+            await self._launched.exited.wait()
+            self._deadline = trio.current_time() + DRAIN_SECONDS
+            for patience in self._reading.values():
+                patience.deadline = self._deadline
+            await self._read_to_end.wait()
+        finally:
+            self.kill()
+            with trio.CancelScope(shield=True):
+                await self._launched.exited.wait()
+                await link.release(self._launched)
+
+
+def take_pipe(fd: Fd) -> trio.lowlevel.FdStream:
+    """The input pipe as a stream that can be written to and closed; owned by the caller."""
+    return trio.lowlevel.FdStream(fd.take())

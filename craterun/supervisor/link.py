@@ -1,0 +1,240 @@
+"""The supervisor's end of the keeper's socket: requests out, news in."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from typing import Any
+
+import msgspec
+import trio
+
+from craterun.core import opcodes as op
+from craterun.core.errors import KeeperDiedError
+from craterun.core.life import ExitStatus
+from craterun.core.steps import LaunchPlan
+from craterun.keeper import wire
+from craterun.keeper.spawn import spawn_keeper
+from craterun.linux.fd import Fd
+
+_HAS_PIDFD_TO_JOIN = 1
+_HAS_LOCK = 2
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A launch that did not get as far as execve: which step, errno, and the child's evidence."""
+
+    step: int
+    errno: int
+    evidence: bytes
+
+
+class Launched:
+    """One process as the keeper tells of it. Events fire in this order, and all fire at last.
+
+    :ivar settled: it executed its command, or failed to (then ``failure`` is set)
+    :ivar exited: it was reaped (then ``status`` is set), or the keeper is gone (``status`` is None)
+    """
+
+    __slots__ = (
+        "cookie", "exited", "failure", "lock", "number", "pid", "pidfd", "settled", "start_time",
+        "status", "stderr", "stdin", "stdout",
+    )  # fmt: skip
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.pid = 0
+        self.start_time = 0
+        self.pidfd = Fd(-1)
+        self.stdout = Fd(-1)
+        self.stderr = Fd(-1)
+        self.stdin = Fd(-1)
+        self.lock = Fd(-1)
+        self.cookie = b""
+        self.settled = trio.Event()
+        self.exited = trio.Event()
+        self.failure: Failure | None = None
+        self.status: ExitStatus | None = None
+
+    def close(self) -> None:
+        """Close every descriptor that came from the keeper."""
+        for fd in (self.pidfd, self.stdout, self.stderr, self.stdin, self.lock):
+            fd.close()
+
+
+class KeeperLink:
+    """Owns the keeper's process and socket. `serve` runs as long as the supervisor does."""
+
+    def __init__(self, process: subprocess.Popen[bytes] | None, sock: socket.socket) -> None:
+        """Takes ownership of both. ``process`` is None if the keeper is our parent."""
+        sock.setblocking(False)
+        self._process = process
+        self._socket = sock
+        self._sending = trio.Lock()
+        self._buffer = bytearray(wire.INLINE_BYTES + 1)
+        self._launched: dict[int, Launched] = {}
+        self._next = 0
+        self._adopted: list[Launched] = []
+        self._adoption = trio.Event()
+        self.dead = False
+
+    @classmethod
+    def spawn(cls) -> KeeperLink:
+        """Start a keeper of our own."""
+        return cls(*spawn_keeper())
+
+    # --- requests -------------------------------------------------------------------------------
+
+    async def launch(
+        self,
+        plan: LaunchPlan,
+        *,
+        cookie: bytes = b"",
+        join: int = -1,
+        lock: int = -1,
+    ) -> Launched:
+        """Have ``plan`` carried out; returns when the request is sent. Borrows the descriptors.
+
+        :param cookie: what a successor of this supervisor needs to find the container's state;
+            empty if the process is to be killed when this supervisor dies
+        :param join: pidfd of the container to join
+        :param lock: locked state directory, which the keeper keeps locked
+        """
+        launched = Launched(self._next)
+        self._next += 1
+        self._launched[launched.number] = launched
+        fds = [fd for fd in (join, lock) if fd >= 0]
+        flags = (_HAS_PIDFD_TO_JOIN if join >= 0 else 0) | (_HAS_LOCK if lock >= 0 else 0)
+        body = msgspec.to_builtins(plan, builtin_types=(bytes,))
+        try:
+            await self._send((op.MSG_LAUNCH, launched.number, flags, cookie, body), fds)
+        except BaseException:
+            # Unsent, or the keeper is gone: there will be no news of it.
+            self._launched.pop(launched.number, None)
+            raise
+        return launched
+
+    async def release(self, launched: Launched) -> None:
+        """All of this process's life is on record: the keeper may forget it."""
+        self._launched.pop(launched.number, None)
+        launched.close()
+        if not self.dead:
+            try:
+                await self._send((op.MSG_RELEASE, launched.number), [])
+            except KeeperDiedError:
+                return  # then there is nothing left to release
+
+    async def adopt(self) -> list[Launched]:
+        """Everything that the keeper kept of an earlier supervisor."""
+        await self._send((op.MSG_ADOPT,), [])
+        await self._adoption.wait()
+        return self._adopted
+
+    async def _send(self, message: tuple[Any, ...], fds: list[int]) -> None:
+        data, memfd = wire.encode(message)
+        holder = Fd(memfd)
+        try:
+            ancillary = wire.ancillary([*fds, memfd] if memfd >= 0 else fds)
+            async with self._sending:
+                while True:
+                    try:
+                        self._socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+                    except BlockingIOError:
+                        await trio.lowlevel.wait_writable(self._socket)
+                    else:
+                        return
+        except (ConnectionError, trio.ClosedResourceError, OSError) as error:
+            raise KeeperDiedError("the keeper process has died, and its containers with it") from error
+        finally:
+            holder.close()
+
+    # --- news -----------------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Receive until cancelled, or until the keeper dies; then wake everyone who waits for it."""
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self._socket)
+                try:
+                    received = wire.receive(self._socket, self._buffer)
+                except BlockingIOError:
+                    continue
+                if received is None:
+                    break
+                self._dispatch(*received)
+        except (ConnectionError, wire.BrokenPeerError):
+            pass  # a broken peer is a dead one
+        finally:
+            self.dead = True
+            self._adoption.set()
+            for launched in self._launched.values():
+                if not launched.settled.is_set():
+                    launched.failure = Failure(-1, 0, b"xthe keeper died")
+                    launched.settled.set()
+                launched.exited.set()
+
+    def _dispatch(self, message: tuple[Any, ...], numbers: list[int]) -> None:
+        kind, number, *rest = message
+        fds = [Fd(n) for n in numbers]
+        if kind == op.MSG_ADOPTED:
+            self._dispatch_adopted(number, rest, fds)
+            return
+        launched = self._launched.get(number)
+        if launched is None:
+            for fd in fds:
+                fd.close()
+            return
+        if kind == op.MSG_STARTED:
+            launched.pid, launched.start_time = rest
+            launched.close()  # an adopted one that was still starting has them already
+            launched.pidfd, launched.stdout, launched.stderr = fds[:3]
+            if len(fds) > 3:
+                launched.stdin = fds[3]
+            launched.settled.set()
+        elif kind == op.MSG_EXITED:
+            launched.status = ExitStatus.from_siginfo(*rest)
+            launched.exited.set()
+        elif kind == op.MSG_FAILED:
+            launched.failure = Failure(*rest)
+            launched.settled.set()
+            launched.exited.set()
+
+    def _dispatch_adopted(self, number: int, rest: list[Any], fds: list[Fd]) -> None:
+        if number < 0:
+            self._adoption.set()
+            return
+        launched = Launched(number)
+        launched.pid, launched.start_time, launched.cookie, started, status, has_lock = rest
+        launched.pidfd = fds.pop(0)
+        if has_lock:
+            launched.lock = fds.pop(0)
+        launched.stdout, launched.stderr = fds
+        if started:
+            launched.settled.set()
+        if status is not None:
+            launched.status = ExitStatus.from_siginfo(*status)
+            launched.exited.set()
+        self._next = max(self._next, number + 1)
+        self._launched[number] = launched
+        self._adopted.append(launched)
+
+    # --- end --------------------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """Let the keeper go, and reap it if it is our child."""
+        self._socket.close()
+        if self._process is not None:
+            await _reap(self._process)
+
+
+async def _reap(process: subprocess.Popen[bytes]) -> None:
+    pidfd = Fd(os.pidfd_open(process.pid))
+    try:
+        with trio.CancelScope(shield=True):
+            await trio.lowlevel.wait_readable(pidfd.fileno())
+        process.wait()
+    finally:
+        pidfd.close()
+
+

@@ -1,0 +1,323 @@
+"""The supervisor: starts containers through the keeper and looks after each in its own task."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
+from types import TracebackType
+
+import msgspec
+import trio
+
+from craterun.core.cgroups import CgroupPlan, plan_cgroups
+from craterun.core.errors import ContainerNotRunningError, CraterunError
+from craterun.core.failures import explain
+from craterun.core.life import Record, State
+from craterun.core.plan import plan_exec, plan_run
+from craterun.core.spec import HOST_ROOTFS, Identity, RootDirectory, Spec, check_process
+from craterun.core.steps import LaunchPlan
+from craterun.core.units import new_id
+from craterun.linux import cgroup, host
+from craterun.linux.fd import Fd
+from craterun.linux.proc import open_process
+from craterun.linux.rootfs import check_rootfs, look_up_user
+from craterun.linux.userns import require_root
+from craterun.state.store import Store, default_root
+from craterun.supervisor.container import Container, running_record
+from craterun.supervisor.execution import Execution
+from craterun.supervisor.link import KeeperLink, Launched
+
+logger = logging.getLogger("craterun")
+
+
+class Supervisor:
+    """Runs containers, as many as the host can carry, in one trio program.
+
+    An async context manager: leaving it waits for the containers; leaving it by an exception or by
+    cancellation kills them first. Either way all output is in the logs, all records are written and
+    the keeper is gone afterwards.
+
+    :param root: the state directory; default: CRATERUN_ROOT, or /var/lib/craterun for root, or
+        ~/.craterun for others
+    :param link: a keeper that was started earlier, to have it ready sooner; owned from now on
+    :raises NeedsRootError: this process is not root (on entering)
+    :raises UnsupportedHostError: the kernel is too old
+    """
+
+    def __init__(
+        self, root: str | os.PathLike[str] | None = None, *, link: KeeperLink | None = None
+    ) -> None:
+        self.store = Store(root if root is not None else default_root())
+        self.facts = host.probe()
+        self._link = link
+        self._roots: dict[str, RootDirectory] = {}
+        self._tasks: trio.Nursery | None = None
+        self._context: AbstractAsyncContextManager[None] | None = None
+
+    async def __aenter__(self) -> Supervisor:
+        require_root()
+        if self._link is None:
+            self._link = KeeperLink.spawn()
+        self._context = self._serve(self._link)
+        await self._context.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        assert self._context is not None
+        try:
+            return await self._context.__aexit__(kind, error, traceback)
+        except BaseExceptionGroup as group:
+            if error is not None and _only_leaf(group) is error:
+                return False  # raised by the caller: let it go on as it is, not wrapped
+            raise
+
+    @asynccontextmanager
+    async def _serve(self, link: KeeperLink) -> AsyncIterator[None]:
+        # The link must outlive every container's last news, so it ends by us and not by whatever
+        # cancels the caller.
+        service = trio.CancelScope(shield=True)
+
+        async def serve() -> None:
+            with service:
+                await link.serve()
+
+        try:
+            async with trio.open_nursery() as outer:
+                outer.start_soon(serve)
+                try:
+                    async with trio.open_nursery() as self._tasks:
+                        yield
+                finally:
+                    service.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await link.aclose()
+            cgroup.remove_parents(self.facts)
+
+    # --- run --------------------------------------------------------------------------------------
+
+    async def start(self, spec: Spec) -> Container:
+        """Start a container; returns when its command was executed.
+
+        Starting is not cancelled half-way: it takes milliseconds, and ends with either a running
+        container or nothing.
+
+        :raises UsageError: the spec makes no sense, or names a user or directory that is not there
+        :raises RootfsError: the rootfs is not fit
+        :raises NameInUseError: the name is taken
+        :raises StateError: the state directory cannot be written
+        :raises CommandNotFoundError: no such command in the container
+        :raises CommandNotExecutableError: it is there but does not execute
+        :raises KernelRefusedError: the kernel refused a step; the message says which
+        :raises KeeperDiedError: the keeper is gone
+        """
+        spec.check()
+        assert self._link is not None
+        assert self._tasks is not None
+        with trio.CancelScope(shield=True):
+            prepared = await trio.to_thread.run_sync(self._prepare, spec)
+            try:
+                launched = await self._launch(prepared)
+            except BaseException:
+                await trio.to_thread.run_sync(self._undo, prepared)
+                raise
+        container = Container(
+            self.store, running_record(prepared.record, launched), launched, prepared.directory
+        )
+        self._tasks.start_soon(look_after, container, self._link)
+        return container
+
+    def _prepare(self, spec: Spec) -> _Prepared:
+        """In a thread: everything that touches files, before anything is started."""
+        root = self._check_rootfs(spec.rootfs)
+        identity = self._identity(spec.user, root)
+        container_id = new_id()
+        hostname = spec.hostname or container_id[:12]
+        cgroups = plan_cgroups(container_id, self.facts)
+        plan = plan_run(
+            spec, self.facts, hostname=hostname, root=root, identity=identity, cgroups=cgroups
+        )
+        record = _first_record(spec, container_id, hostname, root, cgroups)
+        directory = Fd(self.store.create(record))
+        try:
+            cgroup.create(cgroups)
+        except BaseException:
+            directory.close()
+            self.store.remove(record)
+            raise
+        return _Prepared(record, plan, directory)
+
+    def _check_rootfs(self, rootfs: str) -> RootDirectory | None:
+        if rootfs == HOST_ROOTFS:
+            return None
+        # Checked once for each path: the child compares device and inode when it opens the tree,
+        # so a directory that was swapped since is noticed without asking the mount table again.
+        if rootfs not in self._roots:
+            self._roots[rootfs] = check_rootfs(rootfs)
+        return self._roots[rootfs]
+
+    def _identity(self, user: str | None, root: RootDirectory | None) -> Identity:
+        return look_up_user(user, root.path if root else None)
+
+    async def _launch(self, prepared: _Prepared) -> Launched:
+        assert self._link is not None
+        launched = await self._link.launch(
+            prepared.plan,
+            cookie=os.fsencode(self.store.path(prepared.record.id)),
+            lock=prepared.directory.fileno(),
+        )
+        await launched.settled.wait()
+        if launched.failure is not None:
+            if launched.failure.errno == errno.ESTALE:
+                self._roots.pop(prepared.record.rootfs, None)
+            raise explain(prepared.plan, *msgspec.structs.astuple(launched.failure))
+        return launched
+
+    def _undo(self, prepared: _Prepared) -> None:
+        """In a thread: leave nothing of a start that failed."""
+        cgroup.remove(prepared.record.cgroups)
+        prepared.directory.close()
+        self.store.remove(prepared.record)
+
+    # --- exec -------------------------------------------------------------------------------------
+
+    async def execute(
+        self,
+        container_id: str,
+        command: tuple[str, ...],
+        *,
+        env: dict[str, str] | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+        stdin: bool = False,
+    ) -> Execution:
+        """Run a further command in a running container, whoever supervises that.
+
+        :param container_id: id, prefix or name
+        :param env: added to the container's own
+        :param workdir: default: the container's own
+        :param user: default: root
+        :raises ContainerNotRunningError: it has ended
+        """
+        assert self._link is not None
+        assert self._tasks is not None
+        with trio.CancelScope(shield=True):
+            plan, pidfd = await trio.to_thread.run_sync(
+                self._prepare_exec, container_id, command, env or {}, workdir, user, stdin
+            )
+            try:
+                launched = await self._link.launch(plan, join=pidfd.fileno())
+            finally:
+                pidfd.close()
+            await launched.settled.wait()
+        if launched.failure is not None:
+            raise explain(plan, *msgspec.structs.astuple(launched.failure))
+        execution = Execution(launched)
+        self._tasks.start_soon(execution.supervise, self._link)
+        return execution
+
+    def _prepare_exec(
+        self,
+        text: str,
+        command: tuple[str, ...],
+        env: dict[str, str],
+        workdir: str | None,
+        user: str | None,
+        stdin: bool,
+    ) -> tuple[LaunchPlan, Fd]:
+        record = self.store.load(self.store.resolve(text))
+        not_running = ContainerNotRunningError(
+            f"container {record.id} is not running; exec needs a running one"
+        )
+        if record.process is None or record.status is State.STOPPED:
+            raise not_running
+        try:
+            pidfd = Fd(open_process(record.process))
+        except ProcessLookupError:
+            raise not_running from None
+        try:
+            workdir = workdir if workdir is not None else record.workdir
+            check_process(command, env, workdir)
+            identity = look_up_user(user, f"/proc/{record.process.pid}/root")
+            plan = plan_exec(
+                command,
+                self.facts,
+                env={**record.env, **env},
+                hostname=record.hostname,
+                workdir=workdir,
+                identity=identity,
+                cgroups=cgroup.of_process(record.process.pid, self.facts),
+                stdin=stdin,
+            )
+        except (ProcessLookupError, FileNotFoundError):
+            pidfd.close()
+            raise not_running from None
+        except BaseException:
+            pidfd.close()
+            raise
+        return plan, pidfd
+
+
+class _Prepared:
+    """A start between its preparation and its launch."""
+
+    __slots__ = ("directory", "plan", "record")
+
+    def __init__(self, record: Record, plan: LaunchPlan, directory: Fd) -> None:
+        self.record = record
+        self.plan = plan
+        self.directory = directory
+
+
+async def look_after(container: Container, link: KeeperLink) -> None:
+    """Supervise; an error of ours ends this container and no other."""
+    try:
+        await container.supervise(link)
+    except (Exception, ExceptionGroup) as error:
+        logger.exception("supervision of container %s failed", container.id)
+        container.kill()
+        container.give_up(CraterunError(f"supervision failed: {error!r}"))
+
+
+def _first_record(
+    spec: Spec,
+    container_id: str,
+    hostname: str,
+    root: RootDirectory | None,
+    cgroups: CgroupPlan,
+) -> Record:
+    return Record(
+        id=container_id,
+        name=spec.name,
+        status=State.CREATED,
+        rootfs=root.path if root else HOST_ROOTFS,
+        command=spec.command,
+        env=spec.env,
+        workdir=spec.workdir,
+        user=spec.user,
+        hostname=hostname,
+        interactive=spec.interactive,
+        init=spec.init,
+        auto_remove=spec.auto_remove,
+        created=datetime.now(UTC),
+        cgroups=cgroups.paths,
+    )
+
+
+def _only_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    """The single exception at the bottom of nested groups, if there is only one."""
+    inner: BaseException = group
+    while isinstance(inner, BaseExceptionGroup):
+        if len(inner.exceptions) != 1:
+            return None
+        inner = inner.exceptions[0]
+    return inner
