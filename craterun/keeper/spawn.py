@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+from typing import NamedTuple
 
 from craterun.core import flags as f
 from craterun.linux import calls
@@ -43,8 +44,20 @@ def takeover_command() -> list[str]:
     return [sys.executable, "-I", "-S", "-c", code]
 
 
-def spawn_keeper() -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start a keeper. The caller owns both the process and the socket to it (see `wire`).
+class SpawnedKeeper(NamedTuple):
+    """A keeper that has just been started: its process and the socket to it, both owned."""
+
+    process: subprocess.Popen[bytes]
+    socket: socket.socket
+
+    def close(self) -> None:
+        """End a keeper that was never used."""
+        self.socket.close()
+        self.process.wait()
+
+
+def spawn_keeper() -> SpawnedKeeper:
+    """Start a keeper. The caller owns both its process and the socket to it (see `wire`).
 
     Closing the socket ends the keeper, after it has found a successor for the containers that
     outlive their supervisor.
@@ -75,7 +88,7 @@ def spawn_keeper() -> tuple[subprocess.Popen[bytes], socket.socket]:
         theirs.close()
         if interpreter >= 0:
             os.close(interpreter)
-    return process, ours
+    return SpawnedKeeper(process, ours)
 
 
 def _readonly_interpreter() -> int:

@@ -90,7 +90,11 @@ main() {
     try mount -t devpts -o nosuid,noexec,gid=5,mode=620,ptmxmode=666 devpts /dev/pts
     try mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs /dev/shm
     try mount -t mqueue -o nosuid,nodev,noexec mqueue /dev/mqueue
-    # What udev would make.
+    # What udev would make: links, and nodes whose module is loaded by opening them.
+    try mkdir -p /dev/net
+    try mknod -m 666 /dev/net/tun c 10 200
+    try mknod -m 666 /dev/fuse c 10 229
+    try mknod -m 660 /dev/loop-control c 10 237
     try ln -sfn /proc/self/fd /dev/fd
     try ln -sfn fd/0 /dev/stdin
     try ln -sfn fd/1 /dev/stdout

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -315,6 +316,12 @@ def run_guest(options: argparse.Namespace) -> int:
             guest.kill()
 
 
+def _say(line: str) -> None:
+    """Print ``line`` on standard error; the exit code stands when that is closed."""
+    with suppress(OSError):
+        os.write(2, os.fsencode(line + "\n"))
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; return the exit code of this process."""
     options = parse_arguments(arguments)
@@ -322,11 +329,11 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return run_guest(options)
     except _Ended as ended:
-        print(f"uml: ended by {signal.Signals(ended.number).name}", file=sys.stderr)
+        _say(f"uml: ended by {signal.Signals(ended.number).name}")
         return 128 + ended.number
     except (UmlError, OSError) as error:
         log = error.log if isinstance(error, UmlError) else b""
         for line in log_tail(log, _TAIL_LINES):
-            print(f"uml: log: {line}", file=sys.stderr)
-        print(f"uml: error: {error}", file=sys.stderr)
+            _say(f"uml: log: {line}")
+        _say(f"uml: error: {error}")
         return EXIT_FAILURE

@@ -1,0 +1,124 @@
+"""The command line: commands by name, each imported only when it is used, and one place for errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from cyclopts import App, CycloptsError, Parameter
+
+from craterun import __version__
+from craterun.core.errors import CraterunError, printable
+
+HELP = """\
+Run commands in Linux containers: real namespaces and cgroups, no engine, no daemon.
+
+    craterun run --attach -- echo hello          a container with the host's programs, read-only
+    craterun run --rootfs /srv/debian -- sh -c … a container with a root directory of its own
+    craterun ps; craterun logs ID                what ran, and what it said
+
+Everything before -- is for craterun, everything after it is the command. An ID is 16 hex digits; \
+any unique prefix of it, or the name, will do. State is kept below /var/lib/craterun (root) or \
+~/.craterun; --root or CRATERUN_ROOT move it.
+
+Exit codes: the command's own; 128 + N if signal N killed it; 125 for an error of craterun, 126 if \
+the command cannot be executed, 127 if it is not found."""
+
+app = App(
+    name="craterun",
+    help=HELP,
+    help_format="plaintext",
+    version=f"craterun {__version__}",
+    version_flags=["--version", "-V"],
+    default_parameter=Parameter(negative=()),
+    exit_on_error=False,
+    print_error=False,
+    help_on_error=False,
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+)
+
+_COMMANDS = {
+    "run": ("run:run", "Run a command in a new container."),
+    "exec": ("execute:execute", "Run a further command in a running container."),
+    "ps": ("listing:ps", "List containers."),
+    "logs": ("listing:logs", "Print what a container wrote."),
+    "inspect": ("listing:inspect", "Print all that is known of containers, as JSON."),
+    "wait": ("manage:wait", "Wait for containers to end and print their exit codes."),
+    "stop": ("manage:stop", "Ask containers to end; kill those that do not."),
+    "kill": ("manage:kill", "Send a signal to containers."),
+    "rm": ("manage:rm", "Remove containers with their logs."),
+}
+for _name, (_target, _help) in _COMMANDS.items():
+    app.command(f"craterun.cli.{_target}", name=_name, help=_help)
+app.register_install_completion_command(help="Install completion for your shell.")
+
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141
+
+
+def run_command_line(arguments: list[str]) -> int:
+    """Parse and run. Every error becomes one line on stderr, and an exit code."""
+    arguments, debug = _global_options(arguments)
+    if debug:
+        import logging
+
+        logging.basicConfig(
+            level=logging.DEBUG, format="craterun: %(relativeCreated)d ms %(name)s: %(message)s"
+        )
+    if not arguments:
+        arguments = ["--help"]
+    try:
+        result = app(arguments)
+        sys.stdout.flush()
+    except CycloptsError as error:
+        first = " ".join(str(error).split())
+        return _fail(f"{first} See: craterun {arguments[0]} --help" if arguments else first, 125)
+    except CraterunError as error:
+        if debug:
+            raise
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `craterun ps | head -1`. Python would complain
+        # once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return _BROKEN_PIPE
+    except RecursionError:
+        raise
+    except OSError as error:
+        if debug:
+            raise
+        where = f"{printable(str(error.filename))}: " if error.filename else ""
+        return _fail(f"{where}{os.strerror(error.errno or 0)}", 125)
+    return result if isinstance(result, int) else 0
+
+
+def _global_options(arguments: list[str]) -> tuple[list[str], bool]:
+    """Take --root and --debug out, wherever before ``--`` they stand, and act on --root."""
+    rest: list[str] = []
+    debug = False
+    position = 0
+    while position < len(arguments):
+        argument = arguments[position]
+        position += 1
+        if argument == "--":
+            return [*rest, "--", *arguments[position:]], debug
+        if argument == "--debug":
+            debug = True
+        elif argument == "--root" and position < len(arguments):
+            os.environ["CRATERUN_ROOT"] = arguments[position]
+            position += 1
+        elif argument.startswith("--root="):
+            os.environ["CRATERUN_ROOT"] = argument.partition("=")[2]
+        else:
+            rest.append(argument)
+    return rest, debug
+
+
+def _fail(message: str, code: int) -> int:
+    from craterun.cli.output import complain
+
+    complain(message)
+    return code

@@ -1,0 +1,97 @@
+"""run --detach: the supervisor lives on in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import msgspec
+
+from craterun.core.errors import CraterunError
+from craterun.core.spec import Spec
+
+
+class _Report(msgspec.Struct):
+    """What the background process tells the foreground before that leaves."""
+
+    container_id: str = ""
+    error: str = ""
+    exit_code: int = 125
+
+
+class _ReportedError(CraterunError):
+    """An error of the background process, with its exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def start_detached(spec: Spec, root: str) -> str:
+    """Start ``spec`` under a supervisor in the background. Returns the id once the command runs.
+
+    :raises CraterunError: whatever starting raised there, with the same text and exit code
+    """
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Nothing has been imported yet that has threads or an event loop, so that a fork is sound.
+    if os.fork() == 0:
+        try:
+            os.close(reader)
+            _become_daemon(writer)
+            _supervise(spec, root, writer)
+        finally:
+            os._exit(1)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        content = pipe.read()
+    if not content:
+        raise CraterunError("the background supervisor died before the command was started")
+    report = msgspec.json.decode(content, type=_Report)
+    if report.error:
+        raise _ReportedError(report.error, report.exit_code)
+    return report.container_id
+
+
+def _become_daemon(keep: int) -> None:
+    """No terminal, no inherited descriptor, no directory held (daemon(7), less the second fork:
+    a session leader that opens no terminal gets none).
+    """
+    os.setsid()
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    os.dup2(keep, 3, inheritable=False)
+    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+
+
+def _supervise(spec: Spec, root: str, writer: int) -> None:
+    del writer  # it is descriptor 3 now
+    from craterun.keeper.spawn import spawn_keeper
+
+    keeper = spawn_keeper()
+    import trio
+
+    from craterun.supervisor.link import KeeperLink
+    from craterun.supervisor.main import Supervisor
+
+    def report(what: _Report) -> None:
+        os.write(3, msgspec.json.encode(what))
+        os.close(3)
+
+    async def main() -> None:
+        async with Supervisor(root, link=KeeperLink(*keeper)) as supervisor:
+            container = await supervisor.start(spec)
+            await container.recorded()
+            report(_Report(container_id=container.id))
+
+    try:
+        trio.run(main)
+    except CraterunError as error:
+        report(_Report(error=str(error), exit_code=error.exit_code))
+    except BaseException as error:
+        report(_Report(error=f"internal error: {error!r}"))
+        raise
+    os._exit(0)

@@ -1,0 +1,173 @@
+"""A container in the foreground of a terminal or a script: its streams are ours, and its signals."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import trio
+
+from craterun.cli.output import complain
+from craterun.cli.streams import OutputSink, copy_output, feed_input
+from craterun.core.errors import ContainerNotRunningError
+from craterun.core.life import ExitStatus
+from craterun.core.spec import Spec
+from craterun.core.units import signal_name
+from craterun.keeper.spawn import SpawnedKeeper
+from craterun.state.logs import Stream
+from craterun.supervisor.container import Container
+from craterun.supervisor.link import KeeperLink
+from craterun.supervisor.main import Supervisor
+
+FORWARDED = (
+    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
+)  # fmt: skip
+INSIST_SECONDS = 1.0
+"""The same signal twice within this time kills: PID 1 may be deaf to the first."""
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+UNKNOWN_EXIT = 125
+
+
+class _Process(Protocol):
+    """What a container and an exec have in common."""
+
+    def send_signal(self, number: int) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+async def run_container(
+    spec: Spec,
+    root: str,
+    keeper: SpawnedKeeper,
+    *,
+    attach: bool,
+    started: Callable[[Container], None],
+) -> int:
+    """Start, stay until the end, and return the exit code.
+
+    :param attach: copy the output to our stdout and stderr
+    :param started: called once the command was executed and that is on record
+    """
+    with trio.open_signal_receiver(*FORWARDED) as signals:
+        async with Supervisor(root, link=KeeperLink(*keeper)) as supervisor:
+            container = await supervisor.start(spec)
+            if not attach:
+                await container.recorded()
+            started(container)
+            async with forwarding(signals, container, "container"), trio.open_nursery() as streams:
+                if spec.interactive:
+                    streams.start_soon(feed_input, container.stdin)
+                if attach:
+                    await _attach(container)
+                status = await container.wait()
+                streams.cancel_scope.cancel()
+    if container.record.error:
+        complain(f"container {container.id}: {container.record.error}")
+    return exit_code(status)
+
+
+async def _attach(container: Container) -> None:
+    """Copy all output; the end of both streams is the end of the container, or of our readers."""
+
+    async def copy(stream: Stream) -> None:
+        reader, sink = container.follow(stream), OutputSink(int(stream))
+        try:
+            await copy_output(reader.receive, sink)
+        except OSError as error:
+            complain(f"{stream.name.lower()} of the container cannot be read: {error}")
+        finally:
+            reader.close()
+            sink.close()
+        if sink.error is not None:
+            complain(f"cannot write to {stream.name.lower()}: {sink.error.strerror}")
+        if reader.skipped_bytes:
+            complain(f"{reader.skipped_bytes} bytes of {stream.name.lower()} were skipped")
+
+    async with trio.open_nursery() as copies:
+        for stream in Stream:
+            copies.start_soon(copy, stream)
+
+
+@asynccontextmanager
+async def forwarding(
+    signals: AsyncIterator[int], process: _Process, what: str
+) -> AsyncIterator[None]:
+    """Forward signals to ``process`` for as long as the block runs.
+
+    A second one of the same kind within `INSIST_SECONDS` kills the process. One that comes when the
+    process has ended already, while a stopped reader still keeps us, ends the block.
+    """
+    async with trio.open_nursery() as nursery:
+
+        async def forward() -> None:
+            last: dict[int, float] = {}
+            async for number in signals:
+                now = trio.current_time()
+                insisted = number in _ENDING and now - last.get(number, -1e9) < INSIST_SECONDS
+                last[number] = now
+                try:
+                    if insisted:
+                        process.kill()
+                    process.send_signal(number)
+                except ContainerNotRunningError:
+                    if number in _ENDING:
+                        nursery.cancel_scope.cancel()
+                        return
+                if not insisted and number == signal.SIGINT and sys.stderr.isatty():
+                    complain(
+                        f"sent {signal_name(number)} to the {what}; "
+                        "press Ctrl-C twice within a second to kill it"
+                    )
+
+        nursery.start_soon(forward)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+def exit_code(status: ExitStatus) -> int:
+    """What our own process exits with."""
+    return UNKNOWN_EXIT if status.exit_code is None else status.exit_code
+
+
+async def exec_command(
+    container: str,
+    command: tuple[str, ...],
+    root: str,
+    keeper: SpawnedKeeper,
+    *,
+    env: dict[str, str],
+    workdir: str | None,
+    user: str | None,
+    stdin: bool,
+) -> int:
+    """Run ``command`` in a running container, stay until its end, and return the exit code."""
+    with trio.open_signal_receiver(*FORWARDED) as signals:
+        async with Supervisor(root, link=KeeperLink(*keeper)) as supervisor:
+            execution = await supervisor.execute(
+                container, command, env=env, workdir=workdir, user=user, stdin=stdin
+            )
+
+            async def copy(stream: Stream) -> None:
+                sink = OutputSink(int(stream))
+                try:
+                    await copy_output(lambda: execution.receive(stream), sink)
+                    # A reader that went away must not leave the command blocked on a full pipe.
+                    while sink.gone and await execution.receive(stream):
+                        pass
+                finally:
+                    sink.close()
+
+            async with forwarding(signals, execution, "command"), trio.open_nursery() as streams:
+                if stdin:
+                    streams.start_soon(feed_input, execution.stdin)
+                async with trio.open_nursery() as copies:
+                    for stream in Stream:
+                        copies.start_soon(copy, stream)
+                status = await execution.wait()
+                streams.cancel_scope.cancel()
+    return exit_code(status)

@@ -1,0 +1,161 @@
+"""ps, logs, inspect: commands that read."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Literal
+
+import msgspec
+from cyclopts import Parameter
+
+from craterun.cli.output import complain, shorten, table
+from craterun.client.local import Observed, observe
+from craterun.core.errors import CraterunError
+from craterun.core.units import age
+from craterun.state.logs import FILES, INDEX, Stream, read_index
+from craterun.state.store import Store, default_root
+
+_COMMAND_WIDTH = 40
+_CHUNK_BYTES = 1024 * 1024
+
+
+def ps(
+    *,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
+    running: bool = False,
+    format: Literal["table", "json"] = "table",
+) -> int:
+    """List containers, the newest first.
+
+    Parameters
+    ----------
+    quiet
+        Print ids only.
+    running
+        List only containers that run.
+    format
+        A table for people, or JSON for programs.
+    """
+    store = Store(default_root())
+    seen: list[Observed] = []
+    broken = 0
+    for record in store.records():
+        if isinstance(record, tuple):
+            complain(str(record[1]))
+            broken += 1
+            continue
+        observed = observe(store, record)
+        if observed.running or not running:
+            seen.append(observed)
+    seen.sort(key=lambda observed: observed.record.created, reverse=True)
+    if quiet:
+        text = "".join(f"{observed.record.id}\n" for observed in seen)
+    elif format == "json":
+        text = _json([_as_json(store, observed) for observed in seen])
+    else:
+        header = ("CONTAINER ID", "PID", "STATUS", "CREATED", "COMMAND", "NAME")
+        text = table(header, (_row(observed) for observed in seen)) + "\n"
+    sys.stdout.write(text)
+    return 125 if broken else 0
+
+
+def _row(observed: Observed) -> tuple[str, ...]:
+    record = observed.record
+    return (
+        record.id,
+        str(record.pid) if observed.running and record.pid else "-",
+        observed.status,
+        age(record.created),
+        shorten(" ".join(record.command), _COMMAND_WIDTH),
+        record.name or "",
+    )
+
+
+def inspect(*containers: str) -> int:
+    """Print all that is known of containers, as a JSON array.
+
+    Parameters
+    ----------
+    containers
+        Ids, prefixes or names.
+    """
+    require_some(containers)
+    store = Store(default_root())
+    found, failed = [], False
+    for text in containers:
+        try:
+            observed = observe(store, store.load(store.resolve(text)))
+            found.append(_as_json(store, observed))
+        except CraterunError as error:
+            complain(str(error))
+            failed = True
+    sys.stdout.write(_json(found))
+    return 125 if failed else 0
+
+
+def _as_json(store: Store, observed: Observed) -> dict[str, object]:
+    fields: dict[str, object] = msgspec.to_builtins(observed.record)
+    fields["status"] = "lost" if observed.lost else fields["status"]
+    fields["running"] = observed.running
+    fields["directory"] = store.path(observed.record.id)
+    return fields
+
+
+def _json(value: object) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
+
+
+def logs(container: str) -> int:
+    """Print what a container wrote: its stdout to stdout, its stderr to stderr, byte for byte.
+
+    The two are interleaved in the order in which they were read.
+
+    Parameters
+    ----------
+    container
+        Id, prefix or name.
+    """
+    store = Store(default_root())
+    directory = store.path(store.resolve(container))
+    files: dict[Stream, int] = {}
+    try:
+        for stream, name in FILES.items():
+            try:
+                files[stream] = os.open(
+                    os.path.join(directory, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+                )
+            except FileNotFoundError:
+                continue  # nothing was written to it yet
+        ends = {stream: os.fstat(fd).st_size for stream, fd in files.items()}
+        done = dict.fromkeys(files, 0)
+        try:
+            for entry in read_index(os.path.join(directory, INDEX)):
+                if entry.stream in files and entry.offset == done[entry.stream]:
+                    upto = min(entry.offset + entry.length, ends[entry.stream])
+                    _copy(files[entry.stream], entry.stream, done[entry.stream], upto)
+                    done[entry.stream] = upto
+        except (FileNotFoundError, ValueError):
+            pass  # without an index, or with a damaged one, the logs are still whole
+        for stream, fd in files.items():
+            _copy(fd, stream, done[stream], ends[stream])
+    finally:
+        for fd in files.values():
+            os.close(fd)
+    return 0
+
+
+def _copy(fd: int, to: int, start: int, end: int) -> None:
+    while start < end:
+        data = memoryview(os.pread(fd, min(_CHUNK_BYTES, end - start), start))
+        if not data:
+            return
+        start += len(data)
+        while data:
+            data = data[os.write(to, data) :]
+
+
+def require_some(containers: tuple[str, ...]) -> None:
+    """Refuse an empty list, which would silently do nothing."""
+    if not containers:
+        raise CraterunError("which container? Give at least one id, prefix or name")

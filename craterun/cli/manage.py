@@ -1,0 +1,120 @@
+"""wait, stop, kill, rm: commands that change containers which somebody else supervises."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from craterun.cli.listing import require_some
+from craterun.cli.output import complain
+from craterun.client import local
+from craterun.core.errors import CraterunError, UsageError
+from craterun.core.units import parse_signal
+from craterun.state.store import Store, default_root
+
+
+def wait(*containers: str) -> int:
+    """Wait for containers to end, and print their exit codes, one on a line, in the given order.
+
+    An exit code that nobody could see is printed as a question mark.
+
+    Parameters
+    ----------
+    containers
+        Ids, prefixes or names.
+    """
+    require_some(containers)
+    store = Store(default_root())
+    failed = False
+    for text in containers:
+        try:
+            code = local.wait(store, text).exit_code
+            print("?" if code is None else code, flush=True)
+        except CraterunError as error:
+            complain(str(error))
+            failed = True
+    return 125 if failed else 0
+
+
+def stop(
+    *containers: str,
+    time: Annotated[float, Parameter(name=["--time", "-t"])] = 10.0,
+    signal: Annotated[str, Parameter(name=["--signal", "-s"])] = "TERM",
+) -> int:
+    """Ask containers to end, and kill those that have not ended in time. Prints their ids.
+
+    A command that runs as PID 1 of its container does not notice a signal that it has no handler
+    for: the kernel protects PID 1. Start it with --init if it should.
+
+    Parameters
+    ----------
+    containers
+        Ids, prefixes or names.
+    time
+        Seconds to wait before SIGKILL, for all together.
+    signal
+        What asks them: a name or a number.
+    """
+    require_some(containers)
+    if not 0 <= time < 1e9:
+        raise UsageError(f"--time {time:g} is not a number of seconds")
+    store = Store(default_root())
+    return _report(local.stop(store, containers, parse_signal(signal), time))
+
+
+def kill(
+    *containers: str, signal: Annotated[str, Parameter(name=["--signal", "-s"])] = "KILL"
+) -> int:
+    """Send a signal to the first process of containers. Prints their ids.
+
+    Parameters
+    ----------
+    containers
+        Ids, prefixes or names.
+    signal
+        A name, with or without SIG, or a number.
+    """
+    require_some(containers)
+    store = Store(default_root())
+    number = parse_signal(signal)
+    results: list[str | CraterunError] = []
+    for text in containers:
+        try:
+            results.append(local.send_signal(store, text, number))
+        except CraterunError as error:
+            results.append(error)
+    return _report(results)
+
+
+def rm(*containers: str, force: Annotated[bool, Parameter(name=["--force", "-f"])] = False) -> int:
+    """Remove containers with their logs. Prints their ids; each is judged on its own.
+
+    Parameters
+    ----------
+    containers
+        Ids, prefixes or names.
+    force
+        Kill a running container first, and remove one whose record is damaged.
+    """
+    require_some(containers)
+    store = Store(default_root())
+    results: list[str | CraterunError] = []
+    for text in containers:
+        try:
+            results.append(local.remove(store, text, force=force))
+        except CraterunError as error:
+            results.append(error)
+    return _report(results)
+
+
+def _report(results: list[str | CraterunError]) -> int:
+    """Ids to stdout, errors to stderr."""
+    failed = 0
+    for result in results:
+        if isinstance(result, CraterunError):
+            complain(str(result))
+            failed = result.exit_code
+        else:
+            print(result)
+    return failed

@@ -1,0 +1,173 @@
+"""run: a command in a new container, in the foreground or detached."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from craterun.core.errors import CraterunError, UsageError
+from craterun.core.spec import HOST_ROOTFS, Spec
+from craterun.core.units import parse_env, parse_env_file
+from craterun.state.store import default_root
+
+
+def run(
+    *command: str,
+    rootfs: str = HOST_ROOTFS,
+    name: str | None = None,
+    hostname: str | None = None,
+    env: Annotated[list[str] | None, Parameter(name=["--env", "-e"])] = None,
+    env_file: Annotated[list[str] | None, Parameter(name="--env-file")] = None,
+    workdir: Annotated[str, Parameter(name=["--workdir", "-w"])] = "/",
+    user: Annotated[str | None, Parameter(name=["--user", "-u"])] = None,
+    interactive: Annotated[bool, Parameter(name=["--interactive", "-i"])] = False,
+    attach: Annotated[bool, Parameter(name=["--attach", "-a"])] = False,
+    detach: Annotated[bool, Parameter(name=["--detach", "-d"])] = False,
+    rm: bool = False,
+    cidfile: str | None = None,
+    init: bool = False,
+) -> int:
+    """Run a command in a new container, and exit with its exit code.
+
+    Without --attach and --detach, the container's id is printed, and its output goes to its log
+    only. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are forwarded to the command; the
+    same one of the first four twice within a second kills the container.
+
+    Parameters
+    ----------
+    command
+        The command and its arguments, after --.
+    rootfs
+        Directory that becomes the container's root. "host": the host's programs read-only, and
+        everything else empty.
+    name
+        A name to use instead of the id.
+    hostname
+        Hostname inside; default: the first 12 digits of the id.
+    env
+        KEY=VALUE to add to the environment. May be repeated.
+    env_file
+        File with a KEY=VALUE on each line; --env overrides it. May be repeated.
+    workdir
+        Working directory inside.
+    user
+        NAME or UID, optionally :GROUP or :GID, as in the container's /etc/passwd.
+    interactive
+        Give the command our standard input; without it, it reads /dev/null.
+    attach
+        Copy the command's stdout and stderr to ours while it runs. They are logged all the same.
+    detach
+        Return as soon as the command runs, and print the id.
+    rm
+        Remove the container with its log when it has ended.
+    cidfile
+        Write the id to this file, which must not exist.
+    init
+        Run a minimal init as PID 1, which reaps orphans and forwards signals.
+    """
+    if attach and detach:
+        raise UsageError("--attach and --detach exclude each other")
+    if interactive and detach:
+        raise UsageError("--interactive needs a container in the foreground, so no --detach")
+    spec = Spec(
+        command=command,
+        rootfs=rootfs,
+        name=name,
+        hostname=hostname,
+        env=_environment(env or [], env_file or []),
+        workdir=workdir,
+        user=user,
+        interactive=interactive,
+        init=init,
+        auto_remove=rm,
+    )
+    spec.check()
+    from craterun.linux.userns import require_root
+
+    require_root()
+    with _CidFile(cidfile) as cid:
+        if detach:
+            from craterun.cli.background import start_detached
+
+            container_id = start_detached(spec, default_root())
+            cid.write(container_id)
+            print(container_id)
+            return 0
+        return _run_in_foreground(spec, cid, attach=attach)
+
+
+def _run_in_foreground(spec: Spec, cid: _CidFile, *, attach: bool) -> int:
+    from craterun.keeper.spawn import spawn_keeper
+
+    # The keeper starts on the other core while this process imports trio.
+    keeper = spawn_keeper()
+    try:
+        import trio
+
+        from craterun.cli.foreground import run_container
+        from craterun.supervisor.container import Container
+    except BaseException:
+        keeper.close()
+        raise
+
+    def started(container: Container) -> None:
+        cid.write(container.id)
+        if not attach:
+            sys.stdout.write(f"{container.id}\n")
+            sys.stdout.flush()
+
+    async def main() -> int:
+        return await run_container(spec, default_root(), keeper, attach=attach, started=started)
+
+    return trio.run(main)
+
+
+def _environment(entries: list[str], files: list[str]) -> dict[str, str]:
+    env: dict[str, str] = {}
+    for path in files:
+        try:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                env.update(parse_env_file(file.read(), path))
+        except OSError as error:
+            raise UsageError(f"--env-file {path}: {os.strerror(error.errno or 0)}") from error
+    env.update(parse_env(entry) for entry in entries)
+    return env
+
+
+class _CidFile:
+    """--cidfile: claimed before anything is started, removed if nothing was."""
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+        self._written = False
+
+    def __enter__(self) -> _CidFile:
+        if self._path is not None:
+            try:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                os.close(os.open(self._path, flags, 0o644))
+            except OSError as error:
+                raise UsageError(
+                    f"--cidfile {self._path}: {os.strerror(error.errno or 0)}"
+                ) from error
+        return self
+
+    def write(self, container_id: str) -> None:
+        """Write the id."""
+        if self._path is not None:
+            try:
+                with open(self._path, "w") as file:
+                    file.write(container_id)
+            except OSError as error:
+                raise CraterunError(
+                    f"--cidfile {self._path}: {os.strerror(error.errno or 0)}; "
+                    f"the container {container_id} runs"
+                ) from error
+            self._written = True
+
+    def __exit__(self, *_: object) -> None:
+        if self._path is not None and not self._written:
+            os.unlink(self._path)

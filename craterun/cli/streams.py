@@ -1,0 +1,125 @@
+"""The user's own standard streams, read and written without ever changing their mode.
+
+O_NONBLOCK belongs to the open file, which a shell and its other jobs share with us; setting it
+there breaks them. So a pipe or terminal is opened once more through /proc, a socket is asked not to
+block call by call, and a regular file, which never blocks for long, is written in a thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from craterun.linux.fd import Fd
+
+_GONE = (errno.EPIPE, errno.ECONNRESET, errno.EIO, errno.ENOTCONN, errno.EBADF)
+_INLINE_BYTES = 64 * 1024
+_READ_BYTES = 64 * 1024
+
+
+class OutputSink:
+    """Where to copy a container's output to.
+
+    :ivar gone: the reader went away; writing more is pointless
+    :ivar error: a write failed for another reason, such as a full disk
+    """
+
+    def __init__(self, number: int) -> None:
+        """:param number: descriptor to write to; it stays the caller's"""
+        self.gone = False
+        self.error: OSError | None = None
+        self._number = number
+        self._own = Fd(-1)
+        self._write_some: Callable[[memoryview], Awaitable[int]] = self._write_in_thread
+        try:
+            mode = os.fstat(number).st_mode
+        except OSError:
+            self.gone = True  # started with a closed stdout, as by >&-
+            return
+        if stat.S_ISSOCK(mode):
+            self._socket = socket.socket(fileno=os.dup(number))
+            self._own = Fd(self._socket.detach())
+            self._write_some = self._send
+        elif stat.S_ISFIFO(mode) or os.isatty(number):
+            self._reopen()
+
+    def _reopen(self) -> None:
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        try:
+            self._own = Fd(os.open(f"/proc/self/fd/{self._number}", flags))
+        except OSError:
+            return  # a terminal of another user, after su: blocking writes in a thread still work
+        self._write_some = self._write_nonblocking
+
+    async def write(self, data: bytes) -> None:
+        """Write all of ``data``, at the reader's pace; drop it if the reader is gone."""
+        view = memoryview(data)
+        while view and not self.gone and self.error is None:
+            try:
+                view = view[await self._write_some(view) :]
+            except OSError as error:
+                if error.errno in _GONE:
+                    self.gone = True
+                else:
+                    self.error = error
+
+    async def _write_nonblocking(self, data: memoryview) -> int:
+        while True:
+            try:
+                return os.write(self._own.fileno(), data)
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._own.fileno())
+
+    async def _send(self, data: memoryview) -> int:
+        with socket.socket(fileno=os.dup(self._own.fileno())) as sock:
+            while True:
+                try:
+                    return sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                except BlockingIOError:
+                    await trio.lowlevel.wait_writable(sock)
+
+    async def _write_in_thread(self, data: memoryview) -> int:
+        if len(data) <= _INLINE_BYTES and stat.S_ISREG(os.fstat(self._number).st_mode):
+            return os.write(self._number, data)
+        return await trio.to_thread.run_sync(os.write, self._number, data, abandon_on_cancel=True)
+
+    def close(self) -> None:
+        """Close what was opened here; the user's descriptor stays."""
+        self._own.close()
+
+
+async def copy_output(receive: Callable[[], Awaitable[bytes]], sink: OutputSink) -> None:
+    """Until the end of the stream, or until the reader has gone."""
+    while not sink.gone and sink.error is None:
+        data = await receive()
+        if not data:
+            return
+        await sink.write(data)
+
+
+async def feed_input(target: Fd) -> None:
+    """Copy our stdin to a container's input pipe, and close that at end-of-file. Takes ``target``."""
+    async with trio.lowlevel.FdStream(target.take()) as stream:
+        while True:
+            try:
+                data = await _read_stdin()
+                if not data:
+                    return
+                await stream.send_all(data)
+            except (OSError, trio.BrokenResourceError):
+                return  # our stdin is closed or gone; or the container reads no more
+
+
+async def _read_stdin() -> bytes:
+    try:
+        # Where this works, the read that follows does not block; where the kernel says EPERM, it is
+        # a regular file, which is always readable.
+        await trio.lowlevel.wait_readable(0)
+    except PermissionError:
+        return await trio.to_thread.run_sync(os.read, 0, _READ_BYTES)
+    return os.read(0, _READ_BYTES)

@@ -1,0 +1,245 @@
+"""Manage containers that some other process supervises: through their files, locks and pidfds.
+
+Synchronous, and without trio: these are what short commands do. Nothing here waits on another
+container's operation, so listing is never held up.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Iterable
+
+import msgspec
+
+from craterun.core.cgroups import plan_cgroups
+from craterun.core.errors import (
+    ContainerNotRunningError,
+    ContainerRunningError,
+    CraterunError,
+    NoSuchContainerError,
+    StateError,
+)
+from craterun.core.life import ExitStatus, Process, Record, State
+from craterun.linux import cgroup, host
+from craterun.linux.fd import Fd
+from craterun.linux.proc import is_alive, open_process, parse_state
+from craterun.state.removed import find_removed
+from craterun.state.store import Store
+
+KILL_SECONDS = 10.0
+"""How long a killed process may take to disappear before it counts as stuck."""
+
+
+class Observed(msgspec.Struct, frozen=True):
+    """A record compared with reality.
+
+    :ivar lost: it says created or running, but nobody supervises it and its process is gone:
+        supervisor and keeper were killed, or the machine restarted
+    """
+
+    record: Record
+    lost: bool
+
+    @property
+    def running(self) -> bool:
+        """Whether its first process is alive, or about to be."""
+        return not self.lost and self.record.status is not State.STOPPED
+
+    @property
+    def status(self) -> str:
+        """As `ps` shows it: ``running``, ``stopped (0)``, ``oom``, ``created``, ``paused``, ``lost``."""
+        record = self.record
+        if self.lost:
+            return "lost"
+        if record.status is not State.STOPPED:
+            return str(record.status)
+        if record.oom:
+            return "oom"
+        return f"stopped ({'?' if record.exit_code is None else record.exit_code})"
+
+
+def observe(store: Store, record: Record) -> Observed:
+    """Compare ``record`` with the processes that exist."""
+    if record.status is State.STOPPED:
+        return Observed(record, lost=False)
+    if record.process is not None and is_alive(record.process):
+        return Observed(record, lost=False)
+    if store.is_locked(record.id):
+        # Not started yet, or ended and about to be recorded: for a moment, the record is right.
+        return Observed(record, lost=False)
+    try:
+        # The supervisor may have written the end between our reading and our look at the lock.
+        record = store.load(record.id)
+    except CraterunError:
+        return Observed(record, lost=True)
+    return Observed(record, lost=record.status is not State.STOPPED)
+
+
+def running_process(store: Store, text: str) -> tuple[Record, Process]:
+    """The running container that ``text`` means, and its first process.
+
+    :raises NoSuchContainerError: none
+    :raises ContainerNotRunningError: it has ended, or not begun
+    """
+    record = store.load(store.resolve(text))
+    if record.process is None or not observe(store, record).running:
+        raise ContainerNotRunningError(f"container {record.id} is not running")
+    return record, record.process
+
+
+def send_signal(store: Store, text: str, number: int) -> str:
+    """Send signal ``number`` to the container's first process. Returns the id.
+
+    :raises ContainerNotRunningError: it has ended
+    """
+    record, process = running_process(store, text)
+    try:
+        pidfd = Fd(open_process(process))
+    except ProcessLookupError:
+        raise ContainerNotRunningError(f"container {record.id} is not running") from None
+    try:
+        signal.pidfd_send_signal(pidfd.fileno(), number)
+    finally:
+        pidfd.close()
+    return record.id
+
+
+def kill_and_wait(store: Store, record: Record) -> None:
+    """SIGKILL the container; return when it is gone and its end is on record.
+
+    :raises CraterunError: its process does not go away
+    """
+    if record.process is not None:
+        try:
+            pidfd = Fd(open_process(record.process))
+        except ProcessLookupError:
+            pass
+        else:
+            try:
+                signal.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL)
+                _wait_process(pidfd.fileno(), record.process)
+            finally:
+                pidfd.close()
+    store.wait_unsupervised(record.id)
+
+
+def _wait_process(pidfd: int, process: Process) -> None:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    if not poll.poll(KILL_SECONDS * 1000):
+        raise CraterunError(
+            f"process {process.pid} was killed but is still there after {KILL_SECONDS:g} s "
+            f"(state {_process_state(process)}); D means that it waits for a device or a file server"
+        )
+
+
+def _process_state(process: Process) -> str:
+    try:
+        with open(f"/proc/{process.pid}/stat", "rb") as file:
+            return parse_state(file.read())
+    except OSError:
+        return "?"
+
+
+def stop(store: Store, texts: Iterable[str], number: int, seconds: float) -> list[str | CraterunError]:
+    """Send ``number`` to all, give them ``seconds`` together, kill the rest.
+
+    Returns for each its id, or what went wrong with it. One that has ended already counts as
+    stopped.
+    """
+    results: list[str | CraterunError] = []
+    stopping: dict[int, tuple[Record, Fd]] = {}
+    for text in texts:
+        try:
+            record = store.load(store.resolve(text))
+            results.append(record.id)
+            if record.process is None or not observe(store, record).running:
+                continue
+            pidfd = Fd(open_process(record.process))
+            stopping[len(results) - 1] = (record, pidfd)
+            signal.pidfd_send_signal(pidfd.fileno(), number)
+        except ProcessLookupError:
+            continue
+        except CraterunError as error:
+            results.append(error)
+    deadline = time.monotonic() + seconds
+    for position, (record, pidfd) in stopping.items():
+        try:
+            poll = select.poll()
+            poll.register(pidfd.fileno(), select.POLLIN)
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                kill_and_wait(store, record)
+            store.wait_unsupervised(record.id)
+        except CraterunError as error:
+            results[position] = error
+        finally:
+            pidfd.close()
+    return results
+
+
+def wait(store: Store, text: str) -> ExitStatus:
+    """Until the container has ended and its end is on record. None as exit code: nobody saw it.
+
+    :raises NoSuchContainerError: there is none, and none of this whole id has removed itself lately
+    """
+    try:
+        container_id = store.resolve(text)
+    except NoSuchContainerError:
+        noted = find_removed(store.root, text)
+        if noted is None:
+            raise
+        return noted
+    store.wait_unsupervised(container_id)
+    try:
+        record = store.load(container_id)
+    except NoSuchContainerError:
+        return find_removed(store.root, container_id) or ExitStatus(None)
+    return ExitStatus(record.exit_code, record.signal)
+
+
+def remove(store: Store, text: str, *, force: bool) -> str:
+    """Remove a container with its logs and whatever is left of its cgroups. Returns the id.
+
+    :param force: kill it first if it runs; remove it even if its record is damaged
+    :raises ContainerRunningError: it runs and ``force`` is not set
+    """
+    container_id = store.resolve(text)
+    try:
+        record = store.load(container_id)
+    except StateError:
+        if not force:
+            raise
+        _remove_damaged(store, container_id)
+        return container_id
+    if observe(store, record).running:
+        if not force:
+            raise ContainerRunningError(
+                f"container {container_id} is {record.status}; stop it first, or use rm --force"
+            )
+        kill_and_wait(store, record)
+    store.wait_unsupervised(container_id)
+    _remove_cgroups(container_id)
+    store.remove(record)
+    return container_id
+
+
+def _remove_damaged(store: Store, container_id: str) -> None:
+    # Without a record there is no pid to trust; what is in the container's cgroups is the container.
+    paths = plan_cgroups(container_id, host.probe()).paths
+    cgroup.kill(paths)
+    store.wait_unsupervised(container_id)
+    cgroup.remove(paths)
+    store.remove(container_id)
+
+
+def _remove_cgroups(container_id: str) -> None:
+    """Left by a supervisor that was killed. Paths are computed, not taken from an editable file."""
+    facts = host.probe()
+    paths = [p for p in plan_cgroups(container_id, facts).paths if os.path.isdir(p)]
+    if paths:
+        cgroup.kill(paths)
+        cgroup.remove(paths)
+        cgroup.remove_parents(facts)
