@@ -197,12 +197,15 @@ def session(
 
 def _end(process: subprocess.Popen[str]) -> None:
     # SIGTERM first: contenders remove their own cgroups and containers on it.
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
-            return
+    os.killpg(process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + 5
+    look = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while os.waitid(os.P_PID, process.pid, look) is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    # A half-made container is the init of its pid namespace, and deaf to
+    # SIGTERM.  The leader is not reaped before, so that the number is still its.
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def settle(idle: float = 0.9, limit: float = 10.0) -> None:

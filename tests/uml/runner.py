@@ -136,8 +136,8 @@ class Guest:
     UML is several host processes: the kernel, two helpers, and one for each
     address space in the guest, all in one process group. A watchdog of ours, a
     shell, kills the group when this process ends, whatever ends it: then the
-    shell's standard input ends. (UML does setsid() if it leads no process group,
-    so the shell cannot be a member of the group.)
+    shell's standard input ends. Both have sessions of their own, so that Ctrl-C
+    reaches this process only. (UML would make one anyhow, if it could.)
     """
 
     def __init__(self, kernel: str, plan: Plan, memory: str, directory: Path) -> None:
@@ -182,8 +182,12 @@ class Guest:
             os.close(line_fd)
             os.close(log_write_fd)
         assert self._watchdog.stdin is not None
-        self._watchdog.stdin.write(b"%d\n" % self._kernel.pid)
-        self._watchdog.stdin.flush()
+        try:
+            self._watchdog.stdin.write(b"%d\n" % self._kernel.pid)
+            self._watchdog.stdin.flush()
+        except OSError:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         """Kill all of the guest's processes, and wait until none is left."""
@@ -303,8 +307,8 @@ def run_guest(options: argparse.Namespace) -> int:
     if kernel is None:
         raise UmlError(f"no {KERNEL} in PATH: install Debian's package {PACKAGE}")
     plan = make_plan(options.command, os.environ)
+    signals = _EndSignals()
     with tempfile.TemporaryDirectory(prefix="craterun-uml-") as directory:
-        signals = _EndSignals()
         guest = Guest(kernel, plan, options.mem, Path(directory))
         try:
             signals.release()
