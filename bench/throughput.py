@@ -43,7 +43,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description="containers per second, beside peers")
     parser.add_argument("--count", type=int, default=200, help="containers per run")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--concurrency", type=numbers, default=[1, 8, 32])
     parser.add_argument("--only", type=words, default=list(contenders()), help="contenders")
     parser.add_argument("--places", type=words, default=list(PLACES))

@@ -1,4 +1,4 @@
-"""The command line's entry: answers what needs no import at once, and leaves the rest to `cli.app`."""
+"""The command line's entry: answers what needs no import; leaves the rest to `cli.app`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: commands by name, each imported only when it is used, and one place for errors."""
+"""The command line: commands by name, imported when used, and one place for errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A container in the foreground of a terminal or a script: its streams are ours, and its signals."""
+"""A container in the foreground of a terminal or script: its streams and signals are ours."""
 
 from __future__ import annotations
 

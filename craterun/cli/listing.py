@@ -24,7 +24,7 @@ def ps(
     *,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
     running: bool = False,
-    format: Literal["table", "json"] = "table",
+    form: Annotated[Literal["table", "json"], Parameter(name="--format")] = "table",
 ) -> int:
     """List containers, the newest first.
 
@@ -34,7 +34,7 @@ def ps(
         Print ids only.
     running
         List only containers that run.
-    format
+    form
         A table for people, or JSON for programs.
     """
     store = Store(default_root())
@@ -51,7 +51,7 @@ def ps(
     seen.sort(key=lambda observed: observed.record.created, reverse=True)
     if quiet:
         text = "".join(f"{observed.record.id}\n" for observed in seen)
-    elif format == "json":
+    elif form == "json":
         text = _json([_as_json(store, observed) for observed in seen])
     else:
         header = ("CONTAINER ID", "PID", "STATUS", "CREATED", "COMMAND", "NAME")

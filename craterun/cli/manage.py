@@ -39,7 +39,7 @@ def wait(*containers: str) -> int:
 
 def stop(
     *containers: str,
-    time: Annotated[float, Parameter(name=["--time", "-t"])] = 10.0,
+    seconds: Annotated[float, Parameter(name=["--time", "-t"])] = 10.0,
     signal: Annotated[str, Parameter(name=["--signal", "-s"])] = "TERM",
 ) -> int:
     """Ask containers to end, and kill those that have not ended in time. Prints their ids.
@@ -51,16 +51,16 @@ def stop(
     ----------
     containers
         Ids, prefixes or names.
-    time
+    seconds
         Seconds to wait before SIGKILL, for all together.
     signal
         What asks them: a name or a number.
     """
     require_some(containers)
-    if not 0 <= time < 1e9:
-        raise UsageError(f"--time {time:g} is not a number of seconds")
+    if not 0 <= seconds < 1e9:
+        raise UsageError(f"--time {seconds:g} is not a number of seconds")
     store = Store(default_root())
-    return _report(local.stop(store, containers, parse_signal(signal), time))
+    return _report(local.stop(store, containers, parse_signal(signal), seconds))
 
 
 def kill(

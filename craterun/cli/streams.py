@@ -81,12 +81,17 @@ class OutputSink:
                 try:
                     return sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
                 except BlockingIOError:
-                    await trio.lowlevel.wait_writable(sock)
+                    await trio.lowlevel.wait_writable(sock.fileno())
 
     async def _write_in_thread(self, data: memoryview) -> int:
         if len(data) <= _INLINE_BYTES and stat.S_ISREG(os.fstat(self._number).st_mode):
             return os.write(self._number, data)
-        return await trio.to_thread.run_sync(os.write, self._number, data, abandon_on_cancel=True)
+        return await trio.to_thread.run_sync(
+            os.write,
+            self._number,
+            data,
+            abandon_on_cancel=True,  # type: ignore[call-arg]  # newer than trio-typing's stubs
+        )
 
     def close(self) -> None:
         """Close what was opened here; the user's descriptor stays."""
@@ -103,7 +108,7 @@ async def copy_output(receive: Callable[[], Awaitable[bytes]], sink: OutputSink)
 
 
 async def feed_input(target: Fd) -> None:
-    """Copy our stdin to a container's input pipe, and close that at end-of-file. Takes ``target``."""
+    """Copy our stdin to an input pipe, and close that at end-of-file. Takes ``target``."""
     async with trio.lowlevel.FdStream(target.take()) as stream:
         while True:
             try:

@@ -50,7 +50,7 @@ class Observed(msgspec.Struct, frozen=True):
 
     @property
     def status(self) -> str:
-        """As `ps` shows it: ``running``, ``stopped (0)``, ``oom``, ``created``, ``paused``, ``lost``."""
+        """As `ps` shows it: ``running``, ``stopped (0)``, ``oom``, ``created``, ``lost``, …"""
         record = self.record
         if self.lost:
             return "lost"
@@ -132,7 +132,7 @@ def _wait_process(pidfd: int, process: Process) -> None:
     if not poll.poll(KILL_SECONDS * 1000):
         raise CraterunError(
             f"process {process.pid} was killed but is still there after {KILL_SECONDS:g} s "
-            f"(state {_process_state(process)}); D means that it waits for a device or a file server"
+            f"(state {_process_state(process)}); D: it waits for a device or a file server"
         )
 
 
@@ -144,7 +144,9 @@ def _process_state(process: Process) -> str:
         return "?"
 
 
-def stop(store: Store, texts: Iterable[str], number: int, seconds: float) -> list[str | CraterunError]:
+def stop(
+    store: Store, texts: Iterable[str], number: int, seconds: float
+) -> list[str | CraterunError]:
     """Send ``number`` to all, give them ``seconds`` together, kill the rest.
 
     Returns for each its id, or what went wrong with it. One that has ended already counts as
@@ -227,7 +229,7 @@ def remove(store: Store, text: str, *, force: bool) -> str:
 
 
 def _remove_damaged(store: Store, container_id: str) -> None:
-    # Without a record there is no pid to trust; what is in the container's cgroups is the container.
+    # Without a record there is no pid to trust: the container is what is in its cgroups.
     paths = plan_cgroups(container_id, host.probe()).paths
     cgroup.kill(paths)
     store.wait_unsupervised(container_id)

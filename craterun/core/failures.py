@@ -53,7 +53,9 @@ def explain(plan: s.LaunchPlan, step: int, errno: int, evidence: bytes) -> Crate
     if isinstance(failed, s.ChangeDirectory):
         return _explain_directory(failed, errno)
     if isinstance(failed, s.CloneTree) and errno == e.ESTALE:
-        return RootfsError(f"rootfs {failed.target()} was replaced while the container was starting")
+        return RootfsError(
+            f"rootfs {failed.target()} was replaced while the container was starting"
+        )
     if isinstance(failed, s.Attach | s.Bind) and errno in (e.ELOOP, e.ENOTDIR, e.EXDEV):
         return RootfsError(
             f"the rootfs's /{printable(failed.path)} is a symlink or not a directory; nothing can "

@@ -23,13 +23,13 @@ ETC_NAMES = (
 )  # fmt: skip
 """What programs in /usr need of the host's /etc; all of it public, all of it bound read-only."""
 
-PASSWD = """\
+USERS = """\
 root:x:0:0:root:/root:/bin/sh
 daemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin
 user:x:1000:1000:user:/tmp:/bin/sh
 nobody:x:65534:65534:nobody:/:/usr/sbin/nologin
 """
-GROUP = """\
+GROUPS = """\
 root:x:0:
 daemon:x:1:
 tty:x:5:
@@ -47,8 +47,8 @@ services: files
 """
 
 _DIRECTORIES = (
-    ("etc", 0o755), ("etc/ssl", 0o755), ("proc", 0o555), ("sys", 0o555), ("dev", 0o755), ("usr", 0o755),
-    ("tmp", 0o1777), ("run", 0o755), ("root", 0o700), ("home", 0o755), ("mnt", 0o755),
+    ("etc", 0o755), ("etc/ssl", 0o755), ("proc", 0o555), ("sys", 0o555), ("dev", 0o755),
+    ("usr", 0o755), ("tmp", 0o1777), ("run", 0o755), ("root", 0o700), ("home", 0o755), ("mnt", 0o755),
     ("srv", 0o755), ("opt", 0o755), ("var", 0o755), ("var/tmp", 0o1777), ("var/log", 0o755),
     ("var/lib", 0o755), ("var/cache", 0o755),
 )  # fmt: skip
@@ -58,21 +58,19 @@ _READONLY = f.MOUNT_ATTR_RDONLY | f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NODEV
 
 def create_steps(host: HostFacts, hostname: str) -> list[s.Step]:
     """Build the root tmpfs, before it is attached."""
-    make_link = lambda name, to: s.MakeSymlink(op.SLOT_ROOT, name.encode(), to.encode())  # noqa: E731
-    make_file = lambda name, text: s.MakeFile(op.SLOT_ROOT, b"etc/" + name, 0o644, text)  # noqa: E731
     plan: list[s.Step] = [
         s.NewFilesystem(op.SLOT_ROOT, b"tmpfs", ((b"mode", b"0755"),), f.MOUNT_ATTR_NODEV),
         *(s.MakeDirectory(op.SLOT_ROOT, name.encode(), mode) for name, mode in _DIRECTORIES),
-        make_link("var/run", "/run"),
-        make_link("etc/mtab", "/proc/self/mounts"),
-        make_file(b"passwd", PASSWD.encode()),
-        make_file(b"group", GROUP.encode()),
-        make_file(b"nsswitch.conf", NSSWITCH.encode()),
-        *(make_file(name, content) for name, content in etc_files(hostname)),
+        _link("var/run", "/run"),
+        _link("etc/mtab", "/proc/self/mounts"),
+        _etc_file(b"passwd", USERS.encode()),
+        _etc_file(b"group", GROUPS.encode()),
+        _etc_file(b"nsswitch.conf", NSSWITCH.encode()),
+        *(_etc_file(name, content) for name, content in etc_files(hostname)),
     ]
     for name, link in host.usr_entries:
         if link:
-            plan.append(make_link(name, link))
+            plan.append(_link(name, link))
         else:
             plan.append(s.MakeDirectory(op.SLOT_ROOT, name.encode(), 0o755))
     return plan
@@ -87,6 +85,14 @@ def bind_steps(host: HostFacts) -> list[s.Step]:
         how = op.TARGET_DIRECTORY if name.endswith("/") else op.TARGET_FILE
         plan.append(_bind(path, how))
     return plan
+
+
+def _link(name: str, to: str) -> s.Step:
+    return s.MakeSymlink(op.SLOT_ROOT, name.encode(), to.encode())
+
+
+def _etc_file(name: bytes, content: bytes) -> s.Step:
+    return s.MakeFile(op.SLOT_ROOT, b"etc/" + name, 0o644, content)
 
 
 def _bind(path: bytes, how: int) -> s.Step:

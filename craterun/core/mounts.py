@@ -69,9 +69,7 @@ def scratch_steps(hostname: str, *, cover_etc: bool) -> list[s.Step]:
     :param cover_etc: also cover the rootfs's own /etc files with the container's
     """
     plan: list[s.Step] = [
-        s.NewFilesystem(
-            op.SLOT_FILES, b"tmpfs", ((b"mode", b"0755"), (b"size", b"1m")), _STRICT
-        ),
+        s.NewFilesystem(op.SLOT_FILES, b"tmpfs", ((b"mode", b"0755"), (b"size", b"1m")), _STRICT),
         s.MakeDirectory(op.SLOT_FILES, b"empty", 0o555),
     ]
     if cover_etc:

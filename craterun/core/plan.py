@@ -12,9 +12,7 @@ from craterun.core.capabilities import DEFAULT_CAPABILITIES, capability_mask
 from craterun.core.cgroups import CgroupPlan
 from craterun.core.spec import DEFAULT_PATH, HostFacts, Identity, RootDirectory, Spec
 
-RUN_NAMESPACES = (
-    f.CLONE_NEWPID | f.CLONE_NEWNS | f.CLONE_NEWUTS | f.CLONE_NEWIPC | f.CLONE_NEWNET
-)
+RUN_NAMESPACES = f.CLONE_NEWPID | f.CLONE_NEWNS | f.CLONE_NEWUTS | f.CLONE_NEWIPC | f.CLONE_NEWNET
 """Namespaces that the first process is created in. The cgroup namespace follows by unshare(2)."""
 
 JOIN_NAMESPACES = RUN_NAMESPACES | f.CLONE_NEWCGROUP
@@ -134,9 +132,7 @@ def _join(cgroups: CgroupPlan) -> list[s.Step]:
 
 def _become(identity: Identity, capabilities: tuple[str, ...], host: HostFacts) -> list[s.Step]:
     mask = capability_mask(capabilities)
-    return [
-        s.Credentials(identity.uid, identity.gid, identity.groups, mask, host.last_capability)
-    ]
+    return [s.Credentials(identity.uid, identity.gid, identity.groups, mask, host.last_capability)]
 
 
 def _execute(command: tuple[str, ...], env: dict[str, str], workdir: str) -> s.Step:

@@ -28,14 +28,14 @@ class Step(msgspec.Struct, frozen=True, array_like=True):
         return ""
 
 
-class SetSession(Step, tag=op.OP_SETSID):
+class SetSession(Step, frozen=True, tag=op.OP_SETSID):
     """A new session: no controlling terminal is inherited (setsid(2))."""
 
     def doing(self) -> str:
         return "start a session"
 
 
-class JoinCgroup(Step, tag=op.OP_JOIN_CGROUP):
+class JoinCgroup(Step, frozen=True, tag=op.OP_JOIN_CGROUP):
     """Write ``0`` to ``path``: the single-threaded child moves itself (cgroups(7))."""
 
     path: bytes
@@ -47,7 +47,7 @@ class JoinCgroup(Step, tag=op.OP_JOIN_CGROUP):
         return printable(self.path)
 
 
-class Unshare(Step, tag=op.OP_UNSHARE):
+class Unshare(Step, frozen=True, tag=op.OP_UNSHARE):
     """unshare(2); for the cgroup namespace, whose root is the cgroup at the time of the call."""
 
     flags: int
@@ -56,7 +56,7 @@ class Unshare(Step, tag=op.OP_UNSHARE):
         return "create a namespace"
 
 
-class PrivateMounts(Step, tag=op.OP_PRIVATE_MOUNTS):
+class PrivateMounts(Step, frozen=True, tag=op.OP_PRIVATE_MOUNTS):
     """Cut mount propagation both ways (mount_namespaces(7))."""
 
     def doing(self) -> str:
@@ -66,7 +66,7 @@ class PrivateMounts(Step, tag=op.OP_PRIVATE_MOUNTS):
         return "/"
 
 
-class CloneTree(Step, tag=op.OP_CLONE_TREE):
+class CloneTree(Step, frozen=True, tag=op.OP_CLONE_TREE):
     """open_tree(2) with OPEN_TREE_CLONE into ``slot``, then ``attributes`` on all of it.
 
     :ivar device: expected st_dev of ``source``, or 0; together with ``inode`` it proves that the
@@ -86,7 +86,7 @@ class CloneTree(Step, tag=op.OP_CLONE_TREE):
         return printable(self.source)
 
 
-class NewFilesystem(Step, tag=op.OP_NEW_FILESYSTEM):
+class NewFilesystem(Step, frozen=True, tag=op.OP_NEW_FILESYSTEM):
     """fsopen(2), fsconfig(2), fsmount(2): a new instance of ``kind``, not yet attached."""
 
     slot: int
@@ -98,14 +98,14 @@ class NewFilesystem(Step, tag=op.OP_NEW_FILESYSTEM):
         return f"create a {printable(self.kind)} filesystem"
 
 
-class EnterRoot(Step, tag=op.OP_ENTER_ROOT):
+class EnterRoot(Step, frozen=True, tag=op.OP_ENTER_ROOT):
     """Attach ``SLOT_ROOT`` on top of / and make it the working directory."""
 
     def doing(self) -> str:
         return "attach the rootfs"
 
 
-class Attach(Step, tag=op.OP_ATTACH):
+class Attach(Step, frozen=True, tag=op.OP_ATTACH):
     """move_mount(2) the mount in ``slot`` to ``path`` in ``SLOT_ROOT``.
 
     :ivar how: ``TARGET_*``, how the path is resolved and what happens if it is absent
@@ -124,7 +124,7 @@ class Attach(Step, tag=op.OP_ATTACH):
         return f"/{printable(self.path)}"
 
 
-class MakeDirectory(Step, tag=op.OP_MAKE_DIRECTORY):
+class MakeDirectory(Step, frozen=True, tag=op.OP_MAKE_DIRECTORY):
     """mkdir(2) below ``slot``, a filesystem of ours."""
 
     slot: int
@@ -138,7 +138,7 @@ class MakeDirectory(Step, tag=op.OP_MAKE_DIRECTORY):
         return printable(self.path)
 
 
-class MakeFile(Step, tag=op.OP_MAKE_FILE):
+class MakeFile(Step, frozen=True, tag=op.OP_MAKE_FILE):
     """A file with ``content`` below ``slot``, a filesystem of ours."""
 
     slot: int
@@ -153,7 +153,7 @@ class MakeFile(Step, tag=op.OP_MAKE_FILE):
         return printable(self.path)
 
 
-class MakeSymlink(Step, tag=op.OP_MAKE_SYMLINK):
+class MakeSymlink(Step, frozen=True, tag=op.OP_MAKE_SYMLINK):
     """symlink(2) below ``slot``, a filesystem of ours."""
 
     slot: int
@@ -167,7 +167,7 @@ class MakeSymlink(Step, tag=op.OP_MAKE_SYMLINK):
         return printable(self.path)
 
 
-class MakeDevice(Step, tag=op.OP_MAKE_DEVICE):
+class MakeDevice(Step, frozen=True, tag=op.OP_MAKE_DEVICE):
     """A character device below ``SLOT_DEV``, mode 0666 (mknod(2))."""
 
     path: bytes
@@ -181,7 +181,7 @@ class MakeDevice(Step, tag=op.OP_MAKE_DEVICE):
         return f"/dev/{printable(self.path)}"
 
 
-class Bind(Step, tag=op.OP_BIND):
+class Bind(Step, frozen=True, tag=op.OP_BIND):
     """Bind ``source`` to ``path`` in ``SLOT_ROOT``.
 
     :ivar slot: the directory that ``source`` is relative to, or -1 for the host's root
@@ -200,7 +200,7 @@ class Bind(Step, tag=op.OP_BIND):
         return printable(self.source)
 
 
-class RemountReadonly(Step, tag=op.OP_REMOUNT_READONLY):
+class RemountReadonly(Step, frozen=True, tag=op.OP_REMOUNT_READONLY):
     """Bind ``path`` of the container onto itself, read-only; skipped if absent."""
 
     path: bytes
@@ -212,7 +212,7 @@ class RemountReadonly(Step, tag=op.OP_REMOUNT_READONLY):
         return f"/{printable(self.path)}"
 
 
-class Mask(Step, tag=op.OP_MASK):
+class Mask(Step, frozen=True, tag=op.OP_MASK):
     """Hide ``path`` of the container: files behind /dev/null, directories behind an empty one."""
 
     path: bytes
@@ -224,14 +224,14 @@ class Mask(Step, tag=op.OP_MASK):
         return f"/{printable(self.path)}"
 
 
-class PivotRoot(Step, tag=op.OP_PIVOT_ROOT):
+class PivotRoot(Step, frozen=True, tag=op.OP_PIVOT_ROOT):
     """pivot_root(2) to the new root and detach the old one."""
 
     def doing(self) -> str:
         return "change the root"
 
 
-class SetHostname(Step, tag=op.OP_SET_HOSTNAME):
+class SetHostname(Step, frozen=True, tag=op.OP_SET_HOSTNAME):
     """sethostname(2)."""
 
     name: bytes
@@ -243,35 +243,35 @@ class SetHostname(Step, tag=op.OP_SET_HOSTNAME):
         return printable(self.name)
 
 
-class LoopbackUp(Step, tag=op.OP_LOOPBACK_UP):
+class LoopbackUp(Step, frozen=True, tag=op.OP_LOOPBACK_UP):
     """Set IFF_UP on ``lo`` (netdevice(7))."""
 
     def doing(self) -> str:
         return "bring the loopback interface up"
 
 
-class SessionKeyring(Step, tag=op.OP_SESSION_KEYRING):
+class SessionKeyring(Step, frozen=True, tag=op.OP_SESSION_KEYRING):
     """A keyring of its own, so that the host's keys cannot be reached (session-keyring(7))."""
 
     def doing(self) -> str:
         return "create a session keyring"
 
 
-class Stdio(Step, tag=op.OP_STDIO):
+class Stdio(Step, frozen=True, tag=op.OP_STDIO):
     """Put the pipes, or /dev/null as standard input, on descriptors 0, 1 and 2."""
 
     def doing(self) -> str:
         return "connect the standard streams"
 
 
-class CloseDescriptors(Step, tag=op.OP_CLOSE_DESCRIPTORS):
+class CloseDescriptors(Step, frozen=True, tag=op.OP_CLOSE_DESCRIPTORS):
     """close_range(2) from 3 on; only the error pipe stays, close-on-exec."""
 
     def doing(self) -> str:
         return "close inherited descriptors"
 
 
-class Credentials(Step, tag=op.OP_CREDENTIALS):
+class Credentials(Step, frozen=True, tag=op.OP_CREDENTIALS):
     """Take on ``uid``, ``gid`` and ``groups``; keep ``capabilities`` at most (capabilities(7))."""
 
     uid: int
@@ -284,7 +284,7 @@ class Credentials(Step, tag=op.OP_CREDENTIALS):
         return f"become user {self.uid}:{self.gid}"
 
 
-class ChangeDirectory(Step, tag=op.OP_CHANGE_DIRECTORY):
+class ChangeDirectory(Step, frozen=True, tag=op.OP_CHANGE_DIRECTORY):
     """chdir(2), then make sure that the directory is inside the container."""
 
     path: bytes
@@ -296,21 +296,21 @@ class ChangeDirectory(Step, tag=op.OP_CHANGE_DIRECTORY):
         return printable(self.path)
 
 
-class DieWithKeeper(Step, tag=op.OP_DIE_WITH_KEEPER):
+class DieWithKeeper(Step, frozen=True, tag=op.OP_DIE_WITH_KEEPER):
     """SIGKILL when the keeper dies (PR_SET_PDEATHSIG): nobody could reap or log it any more."""
 
     def doing(self) -> str:
         return "tie the container to its keeper"
 
 
-class Init(Step, tag=op.OP_INIT):
+class Init(Step, frozen=True, tag=op.OP_INIT):
     """Stay as PID 1, reaping and forwarding signals; the rest happens in a child of it."""
 
     def doing(self) -> str:
         return "start the init process"
 
 
-class Execute(Step, tag=op.OP_EXECUTE):
+class Execute(Step, frozen=True, tag=op.OP_EXECUTE):
     """execve(2) the first of ``candidates`` that the kernel takes."""
 
     candidates: tuple[bytes, ...]
@@ -324,7 +324,7 @@ class Execute(Step, tag=op.OP_EXECUTE):
         return printable(self.arguments[0])
 
 
-class JoinNamespaces(Step, tag=op.OP_JOIN_NAMESPACES):
+class JoinNamespaces(Step, frozen=True, tag=op.OP_JOIN_NAMESPACES):
     """setns(2) into all of ``flags`` at once, through the pidfd sent along (Linux 5.8)."""
 
     flags: int
@@ -333,7 +333,7 @@ class JoinNamespaces(Step, tag=op.OP_JOIN_NAMESPACES):
         return "enter the container's namespaces"
 
 
-class ForkInside(Step, tag=op.OP_FORK_INSIDE):
+class ForkInside(Step, frozen=True, tag=op.OP_FORK_INSIDE):
     """Go on in a child: only children are members of a joined pid namespace (setns(2))."""
 
     def doing(self) -> str:

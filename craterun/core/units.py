@@ -82,8 +82,8 @@ def parse_env_file(content: str, where: str) -> dict[str, str]:
     A value is taken as it stands: no quoting, no expansion.
     """
     env = {}
-    for number, line in enumerate(content.split("\n"), 1):
-        line = line.rstrip("\r")
+    for number, ended_line in enumerate(content.split("\n"), 1):
+        line = ended_line.rstrip("\r")
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
@@ -120,10 +120,7 @@ def signal_name(number: int) -> str:
 def age(then: datetime, now: datetime | None = None) -> str:
     """How long ago ``then`` was, in the largest unit that fits: ``12 seconds ago``."""
     seconds = max(0, int(((now or datetime.now(UTC)) - then).total_seconds()))
-    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= size:
-            count = seconds // size
-            break
-    else:
-        unit, count = "second", seconds
+    units = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
+    unit, size = next((u for u in units if seconds >= u[1]), units[-1])
+    count = seconds // size
     return f"{count} {unit}{'' if count == 1 else 's'} ago"

@@ -25,7 +25,9 @@ def parse_user(text: str) -> WantedUser:
     """
     user, colon, group = text.partition(":")
     if not user or (colon and not group) or any(c in text for c in "\0\n/"):
-        raise UsageError(f"invalid user {printable(text)!r}: write NAME, UID, NAME:GROUP or UID:GID")
+        raise UsageError(
+            f"invalid user {printable(text)!r}: write NAME, UID, NAME:GROUP or UID:GID"
+        )
     for part in (user, group):
         if _is_number(part) and int(part) > _MAX_ID:
             raise UsageError(f"invalid user {printable(text)!r}: {part} is above {_MAX_ID}")
@@ -41,7 +43,9 @@ def resolve_user(wanted: WantedUser, passwd: str, group: str) -> Identity:
     """
     entry = _find(passwd, wanted.user, 7)
     if entry is None and not _is_number(wanted.user):
-        raise UsageError(f"unknown user {printable(wanted.user)!r}: not in the container's /etc/passwd")
+        raise UsageError(
+            f"unknown user {printable(wanted.user)!r}: not in the container's /etc/passwd"
+        )
     uid = int(entry[2]) if entry else int(wanted.user)
     gid = int(entry[3]) if entry else 0
     home = entry[5] if entry and entry[5].startswith("/") else "/"

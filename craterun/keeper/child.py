@@ -30,9 +30,8 @@ _EVIDENCE_BYTES = 256
 _ERROR_FD = 3
 _EXIT_SETUP_FAILED = 125
 
-_FORWARDED_BY_INIT = frozenset(range(1, 65)) - {
-    _signal.SIGKILL, _signal.SIGSTOP, _signal.SIGCHLD, 32, 33,
-}  # fmt: skip
+_SIGNALS = frozenset(_signal.valid_signals())
+_FORWARDED_BY_INIT = _SIGNALS - {_signal.SIGKILL, _signal.SIGSTOP, _signal.SIGCHLD}
 
 
 class Child:
@@ -125,7 +124,9 @@ class Child:
     def private_mounts(self) -> None:
         calls.mount_propagation(b"/", f.MS_REC | f.MS_PRIVATE)
 
-    def clone_tree(self, slot: int, source: bytes, attributes: int, device: int, inode: int) -> None:
+    def clone_tree(
+        self, slot: int, source: bytes, attributes: int, device: int, inode: int
+    ) -> None:
         tree = calls.open_tree(f.AT_FDCWD, source, f.OPEN_TREE_CLONE | f.AT_RECURSIVE)
         if inode:
             found = os.fstat(tree)
@@ -135,9 +136,7 @@ class Child:
             calls.mount_setattr(tree, f.AT_RECURSIVE, attributes)
         self.slots[slot] = tree
 
-    def new_filesystem(
-        self, slot: int, kind: bytes, options: Any, attributes: int
-    ) -> None:
+    def new_filesystem(self, slot: int, kind: bytes, options: Any, attributes: int) -> None:
         context = calls.fsopen(kind)
         calls.fsconfig(context, f.FSCONFIG_SET_STRING, b"source", kind)  # what mount(8) shows
         for key, value in options:
@@ -212,9 +211,7 @@ class Child:
         target = self.open_target(path, op.TARGET_EXISTING)
         if target < 0:
             return
-        tree = calls.open_tree(
-            root, path, f.OPEN_TREE_CLONE | f.AT_RECURSIVE
-        )
+        tree = calls.open_tree(root, path, f.OPEN_TREE_CLONE | f.AT_RECURSIVE)
         calls.mount_setattr(tree, f.AT_RECURSIVE, f.MOUNT_ATTR_RDONLY)
         calls.move_mount(tree, target, b"")
         os.close(tree)
@@ -334,7 +331,7 @@ class Child:
     def init(self) -> None:
         # Blocked signals are queued even for PID 1, which the kernel otherwise shields from those
         # that it has no handler for; sigwaitinfo then takes them one at a time.
-        _signal.pthread_sigmask(_signal.SIG_BLOCK, range(1, 65))
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, _SIGNALS)
         pid = os.fork()
         if pid:
             _be_init(pid, self.error)
@@ -366,7 +363,7 @@ def _be_init(main: int, error: int) -> None:
         os.dup2(null, fd)
     os.close(null)
     while True:
-        number = _signal.sigwaitinfo(range(1, 65)).si_signo
+        number = _signal.sigwaitinfo(_SIGNALS).si_signo
         if number in _FORWARDED_BY_INIT:
             try:
                 os.kill(main, number)

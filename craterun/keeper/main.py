@@ -118,13 +118,11 @@ class Keeper:
             if memfd >= 0:
                 os.close(memfd)
 
-    def launch(
-        self, fds: list[int], number: int, flags: int, cookie: bytes, plan: Any
-    ) -> None:
+    def launch(self, fds: list[int], number: int, flags: int, cookie: bytes, plan: Any) -> None:
         """Clone a child that carries out ``plan``.
 
-        ``fds``: the pidfd of the container to join, if ``flags`` says so (1), then the descriptor of
-        the locked state directory, if ``flags`` says so (2).
+        ``fds``: the pidfd of the container to join, if ``flags`` says so (1), then the locked
+        state directory, if ``flags`` says so (2).
         """
         steps, clone_flags, cgroup, wants_stdin, owner = plan
         join = fds.pop(0) if flags & 1 else -1
@@ -323,9 +321,7 @@ def start_time(pid: int) -> int:
 
 
 def _socket_pair() -> tuple[Any, Any]:
-    return _socket.socketpair(
-        _socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC, 0
-    )
+    return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC, 0)
 
 
 def main(fd: int, takeover: list[str]) -> None:

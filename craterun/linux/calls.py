@@ -77,7 +77,7 @@ def _fail(call: str) -> OSError:
 
 
 def clone3(flags: int, cgroup: int = -1, exit_signal: int = 17) -> tuple[int, int]:
-    """clone3(2), Linux 5.3: fork with namespace ``flags``. Returns (pid, pidfd), (0, -1) in the child.
+    """clone3(2), Linux 5.3: fork with namespace ``flags``. Returns (pid, pidfd), 0 in the child.
 
     :param cgroup: descriptor of a version 2 cgroup to be born in (Linux 5.7), or -1
     :param exit_signal: SIGCHLD, or 0 as CLONE_PARENT demands
@@ -108,7 +108,7 @@ def unshare(flags: int) -> None:
 
 
 def setns(fd: int, flags: int) -> None:
-    """setns(2); with a pidfd, several namespaces at once (Linux 5.8). ESRCH: the process is gone."""
+    """setns(2); with a pidfd, several namespaces at once (Linux 5.8). ESRCH: it has ended."""
     if _libc.setns(c_int(fd), c_int(flags)) < 0:
         raise _fail("setns")
 
@@ -142,12 +142,17 @@ def open_tree(dirfd: int, path: bytes, flags: int) -> int:
 
 
 def move_mount(mount: int, dirfd: int, path: bytes) -> None:
-    """move_mount(2), Linux 5.2: attach ``mount`` to ``path`` below ``dirfd``, or to ``dirfd`` itself
-    where ``path`` is empty. Symlinks at the end of ``path`` are not followed.
+    """move_mount(2), Linux 5.2: attach ``mount`` to ``path`` below ``dirfd``, or to ``dirfd``
+    itself where ``path`` is empty. Symlinks at the end of ``path`` are not followed.
     """
     how = f.MOVE_MOUNT_F_EMPTY_PATH | (0 if path else f.MOVE_MOUNT_T_EMPTY_PATH)
     if _syscall(
-        c_long(_NR_MOVE_MOUNT), c_int(mount), c_char_p(b""), c_int(dirfd), c_char_p(path), c_uint(how)
+        c_long(_NR_MOVE_MOUNT),
+        c_int(mount),
+        c_char_p(b""),
+        c_int(dirfd),
+        c_char_p(path),
+        c_uint(how),
     ):
         raise _fail("move_mount")
 
@@ -232,7 +237,7 @@ def capset(mask: int) -> None:
 
 
 def new_session_keyring() -> None:
-    """keyctl(KEYCTL_JOIN_SESSION_KEYRING). ENOSYS: a kernel without keys, and so without secrets."""
+    """keyctl(KEYCTL_JOIN_SESSION_KEYRING). ENOSYS: a kernel without keys."""
     if _syscall(c_long(_NR_KEYCTL), c_long(f.KEYCTL_JOIN_SESSION_KEYRING), c_void_p(None)) < 0:
         raise _fail("keyctl")
 

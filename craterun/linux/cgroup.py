@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable
+from contextlib import suppress
 
 from craterun.core.cgroups import PARENT, CgroupPlan
 from craterun.core.errors import KernelRefusedError
@@ -19,7 +20,7 @@ def create(plan: CgroupPlan) -> None:
 
     :raises KernelRefusedError: the kernel refused one
     """
-    made = []
+    made: list[str] = []
     for path in plan.paths:
         try:
             _make(path)
@@ -38,10 +39,8 @@ def _make(path: str) -> None:
         try:
             os.mkdir(path)
         except FileNotFoundError:
-            try:
+            with suppress(FileExistsError):
                 os.mkdir(os.path.dirname(path))
-            except FileExistsError:
-                pass
         else:
             return
     os.mkdir(path)

@@ -70,7 +70,9 @@ def _is_directory(root: int, name: str) -> bool:
         return False
 
 
-def look_up_user(user: str | None, root: str | None, accounts: tuple[str, str] = ("", "")) -> Identity:
+def look_up_user(
+    user: str | None, root: str | None, accounts: tuple[str, str] = ("", "")
+) -> Identity:
     """What ``user`` (``NAME|UID[:GROUP|GID]``) means inside the rootfs.
 
     :param root: directory whose etc/passwd and etc/group count; None to use ``accounts``
@@ -105,5 +107,3 @@ def read_inside(root: int, path: bytes) -> str:
         if not stat.S_ISREG(found.st_mode) or found.st_size > _ACCOUNT_FILE_BYTES:
             return ""
         return file.read(_ACCOUNT_FILE_BYTES).decode("utf-8", "replace")
-
-

@@ -97,6 +97,10 @@ class LogWriter:
             return
         self.sizes[stream] = offset + len(data)
 
+    def has_failed(self) -> bool:
+        """Whether logging ended by an error. True stays true."""
+        return self.error is not None
+
     def reader(self, stream: Stream) -> int:
         """A descriptor to read the stream's file with pread(2), which the caller owns."""
         self._open(FILES[stream])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 import msgspec
 
@@ -60,10 +61,8 @@ def overwrite_record(directory: int, record: Record) -> None:
             os.ftruncate(fd, written)
     finally:
         os.close(fd)
-    try:
+    with suppress(FileNotFoundError):
         os.unlink(_TEMPORARY, dir_fd=directory)
-    except FileNotFoundError:
-        pass
 
 
 def read_record(directory: str, container_id: str) -> Record:

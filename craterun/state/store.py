@@ -16,7 +16,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from craterun.core.errors import (
     AmbiguousIdError,
@@ -138,9 +138,12 @@ class Store:
                 yield read_record(self.path(container_id), container_id)
             except FileNotFoundError:
                 if os.path.isdir(self.path(container_id)) and not self.is_locked(container_id):
-                    yield container_id, StateError(
-                        f"{printable(self.path(container_id))} has no metadata.json; "
-                        f"remove it with: craterun rm --force {container_id}"
+                    yield (
+                        container_id,
+                        StateError(
+                            f"{printable(self.path(container_id))} has no metadata.json; "
+                            f"remove it with: craterun rm --force {container_id}"
+                        ),
                     )
             except StateError as error:
                 yield container_id, error
@@ -270,10 +273,8 @@ def _read_link(path: str) -> str | None:
 
 
 def _unlink(path: str) -> None:
-    try:
+    with suppress(FileNotFoundError):
         os.unlink(path)
-    except FileNotFoundError:
-        pass
 
 
 def _remove_tree(path: str, *, ignore_errors: bool = False) -> None:

@@ -105,7 +105,7 @@ class Container:
             raise ContainerNotRunningError(f"container {self.id} is not running") from None
 
     def kill(self) -> None:
-        """SIGKILL the first process and with it, by the kernel, all others; nothing if it is over."""
+        """SIGKILL the first process; the kernel kills the others with it. Nothing if it is over."""
         try:
             self.send_signal(signal.SIGKILL)
         except ContainerNotRunningError:

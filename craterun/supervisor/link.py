@@ -141,21 +141,23 @@ class KeeperLink:
                     try:
                         self._socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
                     except BlockingIOError:
-                        await trio.lowlevel.wait_writable(self._socket)
+                        await trio.lowlevel.wait_writable(self._socket.fileno())
                     else:
                         return
         except (ConnectionError, trio.ClosedResourceError, OSError) as error:
-            raise KeeperDiedError("the keeper process has died, and its containers with it") from error
+            raise KeeperDiedError(
+                "the keeper process has died, and its containers with it"
+            ) from error
         finally:
             holder.close()
 
     # --- news -----------------------------------------------------------------------------------
 
     async def serve(self) -> None:
-        """Receive until cancelled, or until the keeper dies; then wake everyone who waits for it."""
+        """Receive until cancelled, or until the keeper dies; then wake everyone who waits."""
         try:
             while True:
-                await trio.lowlevel.wait_readable(self._socket)
+                await trio.lowlevel.wait_readable(self._socket.fileno())
                 try:
                     received = wire.receive(self._socket, self._buffer)
                 except BlockingIOError:
@@ -187,7 +189,8 @@ class KeeperLink:
             return
         if kind == op.MSG_STARTED:
             launched.pid, launched.start_time = rest
-            launched.close()  # an adopted one that was still starting has them already
+            for fd in (launched.pidfd, launched.stdout, launched.stderr):
+                fd.close()  # one adopted while it was still starting has them already
             launched.pidfd, launched.stdout, launched.stderr = fds[:3]
             if len(fds) > 3:
                 launched.stdin = fds[3]
@@ -236,5 +239,3 @@ async def _reap(process: subprocess.Popen[bytes]) -> None:
         process.wait()
     finally:
         pidfd.close()
-
-

@@ -189,7 +189,7 @@ def _move_bulk(pipe: int, writer: LogWriter, stream: Stream) -> bytes:
     """
     buffer = memoryview(bytearray(CHUNK_BYTES))
     moved = 0
-    while moved < _BULK_ROUND_BYTES and writer.error is None:
+    while moved < _BULK_ROUND_BYTES and not writer.has_failed():
         try:
             size = os.readv(pipe, [buffer])
         except BlockingIOError:
@@ -198,7 +198,7 @@ def _move_bulk(pipe: int, writer: LogWriter, stream: Stream) -> bytes:
             break
         before = writer.sizes[stream]
         writer.append(stream, buffer[:size], time.time_ns())
-        if writer.error is not None:
+        if writer.has_failed():
             return bytes(buffer[writer.sizes[stream] - before : size])
         moved += size
     return b""

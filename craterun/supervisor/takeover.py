@@ -1,0 +1,92 @@
+"""A successor: what the keeper starts when its supervisor has died and containers live on.
+
+Descriptors, pids and exit statuses come from the keeper; everything else is in the containers'
+folders. Bytes that the dead supervisor had read from a pipe but not yet written are lost; bytes
+still in the pipe are not.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+from contextlib import suppress
+
+import trio
+
+from craterun.core.errors import CraterunError
+from craterun.core.life import Record, State
+from craterun.linux import cgroup, host
+from craterun.linux.calls import set_process_name
+from craterun.linux.fd import Fd
+from craterun.state.store import Store
+from craterun.supervisor.container import Container, running_record
+from craterun.supervisor.link import KeeperLink, Launched
+from craterun.supervisor.main import look_after
+
+logger = logging.getLogger("craterun")
+
+
+def main(number: int) -> None:
+    """Entry of the successor's process.
+
+    :param number: inherited descriptor of the socket to the keeper, its parent
+    """
+    set_process_name(b"craterun")
+    sock = socket.socket(fileno=number)
+    sock.set_inheritable(False)
+    trio.run(_take_over, KeeperLink(None, sock))
+
+
+async def _take_over(link: KeeperLink) -> None:
+    service = trio.CancelScope()
+
+    async def serve() -> None:
+        with service:
+            await link.serve()
+
+    async with trio.open_nursery() as outer:
+        outer.start_soon(serve)
+        async with trio.open_nursery() as tasks:
+            for launched in await link.adopt():
+                tasks.start_soon(_adopt, link, launched)
+        service.cancel()
+    await link.aclose()
+    cgroup.remove_parents(host.probe())
+
+
+async def _adopt(link: KeeperLink, launched: Launched) -> None:
+    """Look after one container to its end, whatever state its launch was in."""
+    path = os.fsdecode(launched.cookie)
+    store, container_id = Store(os.path.dirname(path)), os.path.basename(path)
+    await launched.settled.wait()
+    directory = Fd(launched.lock.take())
+    record: Record | None
+    try:
+        record = store.load(container_id)
+        if launched.failure is not None:
+            # Whoever asked for it is gone, too: leave nothing of it.
+            cgroup.remove(record.cgroups)
+            store.remove(record)
+    except CraterunError:
+        # Without its record nobody could find it any more, in any list.
+        logger.exception("container %s cannot be taken over and is killed", container_id)
+        record = None
+    if record is None or launched.failure is not None:
+        await _drop(link, launched)
+        directory.close()
+        return
+    if record.status is State.CREATED:
+        record = running_record(record, launched)
+    container = Container(store, record, launched, directory, adopted=True)
+    await look_after(container, link)
+
+
+async def _drop(link: KeeperLink, launched: Launched) -> None:
+    """End a process that has no place to be logged to."""
+    if launched.failure is None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(launched.pidfd.fileno(), signal.SIGKILL)
+        await launched.exited.wait()
+    await link.release(launched)
