@@ -8,6 +8,8 @@ that it can be written to and is gone afterwards. Nothing of the host is writabl
 
 from __future__ import annotations
 
+from functools import cache
+
 from craterun.core import flags as f
 from craterun.core import opcodes as op
 from craterun.core import steps as s
@@ -76,7 +78,8 @@ def create_steps(host: HostFacts, hostname: str) -> list[s.Step]:
     return plan
 
 
-def bind_steps(host: HostFacts) -> list[s.Step]:
+@cache
+def bind_steps(host: HostFacts) -> tuple[s.Step, ...]:
     """Bind the host's programs into the attached root, all read-only and without setuid."""
     paths = ["usr", *(name for name, link in host.usr_entries if not link)]
     plan: list[s.Step] = [_bind(path.encode(), op.TARGET_DIRECTORY) for path in paths]
@@ -84,7 +87,7 @@ def bind_steps(host: HostFacts) -> list[s.Step]:
         path = b"etc/" + name.rstrip("/").encode()
         how = op.TARGET_DIRECTORY if name.endswith("/") else op.TARGET_FILE
         plan.append(_bind(path, how))
-    return plan
+    return tuple(plan)
 
 
 def _link(name: str, to: str) -> s.Step:

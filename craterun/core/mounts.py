@@ -4,9 +4,13 @@ The order matters for safety. The rootfs may be hostile, so: its /etc files are 
 no filesystem of ours is mounted that a symlink could lead into; /proc, /dev and /sys are attached
 to directories reached without any symlink; masks come last, made from the /dev/null and the empty
 directory that we created ourselves, never from the rootfs's (CVE-2025-31133).
+
+What does not depend on the container is built once: a start pays for what is new about it.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 from craterun.core import flags as f
 from craterun.core import opcodes as op
@@ -79,17 +83,19 @@ def scratch_steps(hostname: str, *, cover_etc: bool) -> list[s.Step]:
     return plan
 
 
-def kernel_filesystem_steps() -> list[s.Step]:
+@cache
+def kernel_filesystem_steps() -> tuple[s.Step, ...]:
     """/proc and /sys, the kernel's own."""
-    return [
+    return (
         s.NewFilesystem(op.SLOT_WORK, b"proc", (), _STRICT),
         s.Attach(op.SLOT_WORK, b"proc", op.TARGET_DIRECTORY, True),
         s.NewFilesystem(op.SLOT_WORK, b"sysfs", (), _STRICT | f.MOUNT_ATTR_RDONLY),
         s.Attach(op.SLOT_WORK, b"sys", op.TARGET_DIRECTORY, True),
-    ]
+    )
 
 
-def device_steps(*, bind_devices: bool) -> list[s.Step]:
+@cache
+def device_steps(*, bind_devices: bool) -> tuple[s.Step, ...]:
     """A minimal /dev on a tmpfs of its own.
 
     :param bind_devices: bind the host's devices, as a user namespace demands; else create them
@@ -133,12 +139,13 @@ def device_steps(*, bind_devices: bool) -> list[s.Step]:
         s.NewFilesystem(op.SLOT_WORK, b"mqueue", (), _STRICT),
         s.Attach(op.SLOT_WORK, b"dev/mqueue", op.TARGET_EXISTING, True),
     ]
-    return plan
+    return tuple(plan)
 
 
-def protection_steps() -> list[s.Step]:
+@cache
+def protection_steps() -> tuple[s.Step, ...]:
     """Read-only and masked paths."""
-    return [
+    return (
         *(s.RemountReadonly(path) for path in READONLY_PATHS),
         *(s.Mask(path) for path in MASKED_PATHS),
-    ]
+    )
