@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from craterun.core.errors import CraterunError
     from craterun.core.life import ExitStatus, Record, State
     from craterun.core.spec import Spec
+    from craterun.linux.userns import become_root
     from craterun.state.logs import Stream
     from craterun.state.store import Store
     from craterun.supervisor.container import Container
@@ -41,6 +42,7 @@ _PUBLIC = {
     "Store": "craterun.state.store",
     "Stream": "craterun.state.logs",
     "Supervisor": "craterun.supervisor.main",
+    "become_root": "craterun.linux.userns",
 }
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "Stream",
     "Supervisor",
     "__version__",
+    "become_root",
 ]
 
 

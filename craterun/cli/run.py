@@ -85,21 +85,22 @@ def run(
         auto_remove=rm,
     )
     spec.check()
-    from craterun.linux.userns import require_root
+    from craterun.linux.userns import become_root
 
-    require_root()
+    root = default_root()  # that of the real user: from here on, everybody is root
+    become_root()
     with _CidFile(cidfile) as cid:
         if detach:
             from craterun.cli.background import start_detached
 
-            container_id = start_detached(spec, default_root())
+            container_id = start_detached(spec, root)
             cid.write(container_id)
             print(container_id)
             return 0
-        return _run_in_foreground(spec, cid, attach=attach)
+        return _run_in_foreground(spec, root, cid, attach=attach)
 
 
-def _run_in_foreground(spec: Spec, cid: _CidFile, *, attach: bool) -> int:
+def _run_in_foreground(spec: Spec, root: str, cid: _CidFile, *, attach: bool) -> int:
     from craterun.keeper.spawn import spawn_keeper
 
     # The keeper starts on the other core while this process imports trio.
@@ -120,7 +121,7 @@ def _run_in_foreground(spec: Spec, cid: _CidFile, *, attach: bool) -> int:
             sys.stdout.flush()
 
     async def main() -> int:
-        return await run_container(spec, default_root(), keeper, attach=attach, started=started)
+        return await run_container(spec, root, keeper, attach=attach, started=started)
 
     return trio.run(main)
 

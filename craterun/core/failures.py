@@ -45,7 +45,9 @@ def explain(plan: s.LaunchPlan, step: int, errno: int, evidence: bytes) -> Crate
         return CraterunError(f"internal error while starting the container: {printable(text)}")
     if step < 0:
         hint = _CLONE_HINTS.get(errno, "")
-        call = text.decode() if kind == b"c" else f"open {printable(text)}"
+        call = (text.decode() or "fchown") if kind == b"c" else f"open {printable(text)}"
+        if errno == e.EINVAL:
+            hint = "in a container started without root, 0 is the only user and group"
         return KernelRefusedError("start a process", call, "", errno, hint)
     failed = plan.steps[step]
     if isinstance(failed, s.Execute):
@@ -75,6 +77,8 @@ def explain(plan: s.LaunchPlan, step: int, errno: int, evidence: bytes) -> Crate
 def _hint(failed: s.Step, errno: int) -> str:
     if errno == e.EPERM:
         return "the process lacks a capability, or a security module forbids it"
+    if errno == e.EINVAL and isinstance(failed, s.Credentials):
+        return "in a container started without root, 0 is the only user and group"
     if errno == e.ENODEV and isinstance(failed, s.NewFilesystem):
         return "this kernel was built without that filesystem"
     if errno == e.EINVAL and isinstance(failed, s.PivotRoot):

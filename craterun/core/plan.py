@@ -55,7 +55,7 @@ def plan_run(
         s.Stdio(),
         s.CloseDescriptors(),
     ]
-    plan += _become(identity, spec.capabilities, host)
+    plan += _become(identity, spec.capabilities, host, mapped=host.user_namespace)
     plan += [s.ChangeDirectory(os.fsencode(spec.workdir)), s.DieWithKeeper()]
     if spec.init:
         plan.append(s.Init())
@@ -79,18 +79,23 @@ def plan_exec(
     identity: Identity,
     cgroups: CgroupPlan,
     stdin: bool,
+    join_user: bool = False,
     capabilities: tuple[str, ...] = DEFAULT_CAPABILITIES,
 ) -> s.LaunchPlan:
-    """The plan of a further process in a running container, whose pidfd goes with the request."""
+    """The plan of a further process in a running container, whose pidfd goes with the request.
+
+    :param join_user: the container has a user namespace of its own, in which we become root
+    """
+    flags = JOIN_NAMESPACES | (f.CLONE_NEWUSER if join_user else 0)
     plan: list[s.Step] = [
         s.SetSession(),
         *_join(cgroups),
         s.SessionKeyring(),
-        s.JoinNamespaces(JOIN_NAMESPACES),
+        s.JoinNamespaces(flags),
         s.ForkInside(),
         s.Stdio(),
         s.CloseDescriptors(),
-        *_become(identity, capabilities, host),
+        *_become(identity, capabilities, host, mapped=join_user or host.user_namespace),
         s.ChangeDirectory(os.fsencode(workdir)),
         s.DieWithKeeper(),
         _execute(command, environment(env, identity, hostname), workdir),
@@ -130,9 +135,13 @@ def _join(cgroups: CgroupPlan) -> list[s.Step]:
     return [s.JoinCgroup(os.fsencode(f"{path}/tasks")) for path in cgroups.legacy]
 
 
-def _become(identity: Identity, capabilities: tuple[str, ...], host: HostFacts) -> list[s.Step]:
+def _become(
+    identity: Identity, capabilities: tuple[str, ...], host: HostFacts, *, mapped: bool
+) -> list[s.Step]:
+    # Where only one uid is mapped, setgroups(2) is denied, and there is no group to leave.
+    groups = None if mapped and not identity.groups else identity.groups
     mask = capability_mask(capabilities)
-    return [s.Credentials(identity.uid, identity.gid, identity.groups, mask, host.last_capability)]
+    return [s.Credentials(identity.uid, identity.gid, groups, mask, host.last_capability)]
 
 
 def _execute(command: tuple[str, ...], env: dict[str, str], workdir: str) -> s.Step:

@@ -272,11 +272,14 @@ class CloseDescriptors(Step, frozen=True, tag=op.OP_CLOSE_DESCRIPTORS):
 
 
 class Credentials(Step, frozen=True, tag=op.OP_CREDENTIALS):
-    """Take on ``uid``, ``gid`` and ``groups``; keep ``capabilities`` at most (capabilities(7))."""
+    """Take on ``uid``, ``gid`` and ``groups``; keep ``capabilities`` at most (capabilities(7)).
+
+    :ivar groups: supplementary groups, or None to leave them as they are
+    """
 
     uid: int
     gid: int
-    groups: tuple[int, ...]
+    groups: tuple[int, ...] | None
     capabilities: int
     last_capability: int
 

@@ -281,7 +281,8 @@ class Child:
             if not keep >> capability & 1:
                 calls.prctl(f.PR_CAPBSET_DROP, capability)
         calls.prctl(f.PR_CAP_AMBIENT, f.PR_CAP_AMBIENT_CLEAR_ALL)
-        os.setgroups(groups)
+        if groups is not None:
+            os.setgroups(groups)
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
         calls.capset(keep if uid == 0 else 0)

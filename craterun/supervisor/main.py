@@ -25,7 +25,7 @@ from craterun.linux import cgroup, host
 from craterun.linux.fd import Fd
 from craterun.linux.proc import open_process
 from craterun.linux.rootfs import check_rootfs, look_up_user
-from craterun.linux.userns import require_root
+from craterun.linux.userns import require_root, same_user_namespace
 from craterun.state.store import Store, default_root
 from craterun.supervisor.container import Container, running_record
 from craterun.supervisor.execution import Execution
@@ -44,7 +44,6 @@ class Supervisor:
     :param root: the state directory; default: CRATERUN_ROOT, or /var/lib/craterun for root, or
         ~/.craterun for others
     :param link: a keeper that was started earlier, to have it ready sooner; owned from now on
-    :raises NeedsRootError: this process is not root (on entering)
     :raises UnsupportedHostError: the kernel is too old
     """
 
@@ -59,7 +58,6 @@ class Supervisor:
         self._context: AbstractAsyncContextManager[None] | None = None
 
     async def __aenter__(self) -> Supervisor:
-        require_root()
         if self._link is None:
             self._link = KeeperLink.spawn()
         self._context = self._serve(self._link)
@@ -111,6 +109,7 @@ class Supervisor:
         Starting is not cancelled half-way: it takes milliseconds, and ends with either a running
         container or nothing.
 
+        :raises NeedsRootError: this process is not root
         :raises UsageError: the spec makes no sense, or names a user or directory that is not there
         :raises RootfsError: the rootfs is not fit
         :raises NameInUseError: the name is taken
@@ -121,6 +120,7 @@ class Supervisor:
         :raises KeeperDiedError: the keeper is gone
         """
         spec.check()
+        require_root()
         assert self._link is not None
         assert self._tasks is not None
         with trio.CancelScope(shield=True):
@@ -257,6 +257,7 @@ class Supervisor:
                 identity=identity,
                 cgroups=cgroup.of_process(record.process.pid, self.facts),
                 stdin=stdin,
+                join_user=not same_user_namespace(record.process.pid),
             )
         except (ProcessLookupError, FileNotFoundError):
             pidfd.close()
