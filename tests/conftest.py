@@ -14,6 +14,7 @@ import pytest
 
 from tests.leaks import Footprint, reap_orphans, take_footprint
 
+_NOT_RUN = "TIER NOT RUN"
 _PR_SET_CHILD_SUBREAPER = 36
 APPLETS = (
     "sh", "true", "false", "echo", "cat", "ls", "sleep", "id", "mount", "umount", "ps", "dd",
@@ -32,20 +33,31 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Everything under containers/ and kernel/ needs root; say loudly when it cannot run."""
+    """Everything under containers/ and kernel/ needs root."""
     for item in items:
-        folder = Path(str(item.path)).parent.name
-        if folder in ("containers", "kernel"):
+        if Path(str(item.path)).parent.name in ("containers", "kernel"):
             item.add_marker("root")
-            if os.geteuid() != 0:
-                item.add_marker(pytest.mark.skip(reason="ROOT TIER NOT RUN: needs root"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Without root, the root tier cannot run."""
+    if item.get_closest_marker("root") is not None and os.geteuid() != 0:
+        tier_not_run("tests that run real containers need root")
+
+
+def tier_not_run(reason: str) -> None:
+    """Skip a test whose tier cannot run here, loudly; where it is provided for, fail."""
+    if os.environ.get("CRATERUN_REQUIRE_TIERS"):
+        pytest.fail(f"{_NOT_RUN}, though CRATERUN_REQUIRE_TIERS is set: {reason}", pytrace=False)
+    pytest.skip(f"{_NOT_RUN}: {reason}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A tier that could not run is reported loudly."""
     skipped = terminalreporter.stats.get("skipped", [])
-    if any("ROOT TIER NOT RUN" in str(report.longrepr) for report in skipped):
-        terminalreporter.section("ROOT TIER NOT RUN", sep="!")
-        terminalreporter.line("Tests that run real containers were skipped: run them as root.")
+    reasons = {report.longrepr[2] for report in skipped if isinstance(report.longrepr, tuple)}
+    for reason in sorted(reason for reason in reasons if _NOT_RUN in reason):
+        terminalreporter.section(reason.removeprefix("Skipped: "), sep="!", red=True)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,155 @@
+"""Containers from any asyncio or trio program, through anyio.
+
+    async with anyio.create_task_group() as tasks:
+        client = Client()
+        container_id = await client.run(Spec(command=("make", "check"), rootfs="/srv/build"))
+        status = await client.wait(container_id)
+        output = await client.read_log(container_id, Stream.STDOUT)
+
+The containers are detached: each has a supervisor process of its own and lives on when this program
+ends. A trio program that wants to supervise containers itself, many in one process, uses
+`craterun.Supervisor` instead.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Concatenate, ParamSpec, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from craterun.client import local
+from craterun.client.local import Observed
+from craterun.core.errors import CraterunError
+from craterun.core.life import ExitStatus
+from craterun.core.spec import Spec
+from craterun.linux.fd import Fd
+from craterun.linux.proc import open_process
+from craterun.state.logs import FILES, Stream
+from craterun.state.store import Store, default_root
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class RunFailedError(CraterunError):
+    """The container could not be started; the text is the command line's."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Client:
+    """Runs and manages containers below one state directory.
+
+    :param root: the state directory; default: CRATERUN_ROOT, or /var/lib/craterun for root, or
+        ~/.craterun for others
+    """
+
+    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+        self.store = Store(root if root is not None else default_root())
+
+    async def run(self, spec: Spec) -> str:
+        """Start a detached container; returns its id once the command was executed.
+
+        :raises UsageError: the spec makes no sense
+        :raises RunFailedError: it could not be started
+        """
+        spec.check()
+        done = await anyio.run_process(
+            [sys.executable, "-m", "craterun", "run", "--detach", *_options(spec)],
+            env={**os.environ, "CRATERUN_ROOT": self.store.root},
+            check=False,
+        )
+        if done.returncode != 0:
+            message = done.stderr.decode("utf-8", "replace").strip().removeprefix("craterun: ")
+            raise RunFailedError(message, done.returncode)
+        return done.stdout.decode().strip()
+
+    async def wait(self, container: str) -> ExitStatus:
+        """Until the container has ended and its end is on record. Cancellable at any time.
+
+        :param container: id, prefix or name
+        :raises NoSuchContainerError: there is none
+        """
+        try:
+            _, process = await self._call(local.running_process, container)
+            pidfd = Fd(open_process(process))
+        except (CraterunError, ProcessLookupError):
+            pass  # not running: what remains to be waited for takes milliseconds, if anything
+        else:
+            try:
+                await anyio.wait_readable(pidfd.fileno())
+            finally:
+                pidfd.close()
+        return await self._call(local.wait, container)
+
+    async def containers(self) -> Sequence[Observed]:
+        """All containers whose records can be read, compared with reality."""
+        return await anyio.to_thread.run_sync(self._list)
+
+    async def inspect(self, container: str) -> Observed:
+        """One container's record, compared with reality.
+
+        :raises NoSuchContainerError: there is none
+        :raises StateError: its record is damaged
+        """
+        return await anyio.to_thread.run_sync(
+            lambda: local.observe(self.store, self.store.load(self.store.resolve(container)))
+        )
+
+    async def read_log(self, container: str, stream: Stream) -> bytes:
+        """All that the container has written to ``stream`` so far."""
+        path = anyio.Path(self.store.path(self.store.resolve(container))) / FILES[stream]
+        try:
+            return await path.read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    async def kill(self, container: str, number: int = 9) -> None:
+        """Send a signal to the container's first process.
+
+        :raises ContainerNotRunningError: it has ended
+        """
+        await self._call(local.send_signal, container, number)
+
+    async def stop(self, container: str, *, seconds: float = 10.0, number: int = 15) -> None:
+        """Send signal ``number``, and SIGKILL after ``seconds``; returns when it has ended."""
+        results = await self._call(local.stop, [container], number, seconds)
+        if isinstance(results[0], CraterunError):
+            raise results[0]
+
+    async def remove(self, container: str, *, force: bool = False) -> None:
+        """Remove the container with its logs.
+
+        :raises ContainerRunningError: it runs and ``force`` is not set
+        """
+        await self._call(local.remove, container, force=force)
+
+    async def _call(
+        self, function: Callable[Concatenate[Store, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        return await anyio.to_thread.run_sync(lambda: function(self.store, *args, **kwargs))
+
+    def _list(self) -> list[Observed]:
+        records = (r for r in self.store.records() if not isinstance(r, tuple))
+        return [local.observe(self.store, record) for record in records]
+
+
+def _options(spec: Spec) -> list[str]:
+    """``spec`` as arguments of the command line."""
+    if spec.interactive:
+        raise CraterunError("a detached container has no input: interactive cannot be set")
+    options = [f"--rootfs={spec.rootfs}", f"--workdir={spec.workdir}"]
+    for name in ("name", "hostname", "user"):
+        value = getattr(spec, name)
+        if value is not None:
+            options.append(f"--{name}={value}")
+    options += [f"--env={key}={value}" for key, value in spec.env.items()]
+    options += ["--init"] if spec.init else []
+    options += ["--rm"] if spec.auto_remove else []
+    return [*options, "--", *spec.command]

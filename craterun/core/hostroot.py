@@ -50,9 +50,9 @@ services: files
 
 _DIRECTORIES = (
     ("etc", 0o755), ("etc/ssl", 0o755), ("proc", 0o555), ("sys", 0o555), ("dev", 0o755),
-    ("usr", 0o755), ("tmp", 0o1777), ("run", 0o755), ("root", 0o700), ("home", 0o755), ("mnt", 0o755),
-    ("srv", 0o755), ("opt", 0o755), ("var", 0o755), ("var/tmp", 0o1777), ("var/log", 0o755),
-    ("var/lib", 0o755), ("var/cache", 0o755),
+    ("usr", 0o755), ("tmp", 0o1777), ("run", 0o755), ("root", 0o700), ("home", 0o755),
+    ("mnt", 0o755), ("srv", 0o755), ("opt", 0o755), ("var", 0o755), ("var/tmp", 0o1777),
+    ("var/log", 0o755), ("var/lib", 0o755), ("var/cache", 0o755),
 )  # fmt: skip
 
 _READONLY = f.MOUNT_ATTR_RDONLY | f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NODEV
