@@ -68,12 +68,13 @@ def etc_files(hostname: str) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def scratch_steps(hostname: str, *, cover_etc: bool) -> list[s.Step]:
-    """A small tmpfs that files are bound from, never attached itself.
+    """A small tmpfs that files are bound from; the container never sees it itself.
 
     :param cover_etc: also cover the rootfs's own /etc files with the container's
     """
     plan: list[s.Step] = [
         s.NewFilesystem(op.SLOT_FILES, b"tmpfs", ((b"mode", b"0755"), (b"size", b"1m")), _STRICT),
+        s.Park(op.SLOT_FILES),
         s.MakeDirectory(op.SLOT_FILES, b"empty", 0o555),
     ]
     if cover_etc:

@@ -37,6 +37,7 @@ OP_EXECUTE: Final = 24
 OP_JOIN_NAMESPACES: Final = 25
 OP_FORK_INSIDE: Final = 26
 OP_CLOSE_DESCRIPTORS: Final = 27
+OP_PARK: Final = 28
 
 # --- descriptors that steps hand to each other within the child ------------------------------
 SLOT_ROOT: Final = 0

@@ -124,6 +124,19 @@ class Attach(Step, frozen=True, tag=op.OP_ATTACH):
         return f"/{printable(self.path)}"
 
 
+class Park(Step, frozen=True, tag=op.OP_PARK):
+    """Attach the mount in ``slot`` where it is out of the way: on the old root's /proc.
+
+    Before Linux 6.15, open_tree(2) clones nothing of a mount that is attached nowhere. In the
+    container's mount namespace the old root is of no more use, and it is detached as a whole.
+    """
+
+    slot: int
+
+    def doing(self) -> str:
+        return "park a filesystem"
+
+
 class MakeDirectory(Step, frozen=True, tag=op.OP_MAKE_DIRECTORY):
     """mkdir(2) below ``slot``, a filesystem of ours."""
 

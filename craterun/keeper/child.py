@@ -155,6 +155,9 @@ class Child:
         calls.move_mount(root, f.AT_FDCWD, b"/")
         os.fchdir(root)
 
+    def park(self, slot: int) -> None:
+        calls.move_mount(self.slots[slot], f.AT_FDCWD, b"/proc")
+
     def attach(self, slot: int, path: bytes, how: int, close: bool) -> None:
         self.attach_mount(self.slots[slot], path, how)
         if close:
@@ -392,6 +395,7 @@ _STEPS: Any = {
     op.OP_NEW_FILESYSTEM: Child.new_filesystem,
     op.OP_ENTER_ROOT: Child.enter_root,
     op.OP_ATTACH: Child.attach,
+    op.OP_PARK: Child.park,
     op.OP_MAKE_DIRECTORY: Child.make_directory,
     op.OP_MAKE_FILE: Child.make_file,
     op.OP_MAKE_SYMLINK: Child.make_symlink,
