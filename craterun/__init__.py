@@ -16,11 +16,12 @@ whole life). Names here are imported on first use, so that no program pays for w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing is an import that the keeper does without
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from craterun.core.errors import CraterunError
     from craterun.core.life import ExitStatus, Record, State
     from craterun.core.spec import Spec

@@ -13,13 +13,16 @@ from craterun.core.errors import CraterunError, printable
 HELP = """\
 Run commands in Linux containers: real namespaces and cgroups, no engine, no daemon.
 
-    craterun run --attach -- echo hello          a container with the host's programs, read-only
-    craterun run --rootfs /srv/debian -- sh -c … a container with a root directory of its own
-    craterun ps; craterun logs ID                what ran, and what it said
+- craterun run --attach -- echo hello: a container with the host's programs, read-only
+- craterun run --rootfs /srv/debian -- make check: one with a root directory of its own
+- craterun ps, craterun logs ID: what ran, and what it said
 
 Everything before -- is for craterun, everything after it is the command. An ID is 16 hex digits; \
-any unique prefix of it, or the name, will do. State is kept below /var/lib/craterun (root) or \
-~/.craterun; --root or CRATERUN_ROOT move it.
+any unique prefix of it, or the name, will do.
+
+Two options belong to every command: --root DIR keeps the state in DIR, as does the variable \
+CRATERUN_ROOT (default: /var/lib/craterun for root, ~/.craterun for others); --debug shows what \
+happens.
 
 Exit codes: the command's own; 128 + N if signal N killed it; 125 for an error of craterun, 126 if \
 the command cannot be executed, 127 if it is not found."""
@@ -27,7 +30,7 @@ the command cannot be executed, 127 if it is not found."""
 app = App(
     name="craterun",
     help=HELP,
-    help_format="plaintext",
+    help_format="markdown",
     version=f"craterun {__version__}",
     version_flags=["--version", "-V"],
     default_parameter=Parameter(negative=()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -21,6 +22,8 @@ from craterun.state.logs import Stream
 from craterun.supervisor.container import Container
 from craterun.supervisor.link import KeeperLink
 from craterun.supervisor.main import Supervisor
+
+logger = logging.getLogger("craterun")
 
 FORWARDED = (
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
@@ -110,6 +113,7 @@ async def forwarding(
                 now = trio.current_time()
                 insisted = number in _ENDING and now - last.get(number, -1e9) < INSIST_SECONDS
                 last[number] = now
+                logger.debug("received %s", signal_name(number))
                 try:
                     if insisted:
                         process.kill()

@@ -7,7 +7,9 @@ system call table.
 
 from __future__ import annotations
 
-from typing import Final
+TYPE_CHECKING = False  # typing is an import that the keeper does without
+if TYPE_CHECKING:
+    from typing import Final
 
 # clone3(2), setns(2), unshare(2): <linux/sched.h>
 CLONE_PIDFD: Final = 0x00001000  # Linux 5.2

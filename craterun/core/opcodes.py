@@ -6,7 +6,9 @@ of the keeper's socket. Plain integers for the reason given in `core.flags`.
 
 from __future__ import annotations
 
-from typing import Final
+TYPE_CHECKING = False  # typing is an import that the keeper does without
+if TYPE_CHECKING:
+    from typing import Final
 
 # --- steps of a launch plan, in about the order in which plans use them -------------------------
 OP_SETSID: Final = 0

@@ -15,11 +15,15 @@ import _socket
 import os
 import select
 from fcntl import ioctl
-from typing import Any
 
 from craterun.core import flags as f
 from craterun.core import opcodes as op
+from craterun.keeper.init import SIGNALS, be_init
 from craterun.linux import calls
+
+TYPE_CHECKING = False  # typing is an import that the keeper does without
+if TYPE_CHECKING:
+    from typing import Any
 
 _NO_LINKS = f.RESOLVE_BENEATH | f.RESOLVE_NO_SYMLINKS | f.RESOLVE_NO_MAGICLINKS
 _PATH = os.O_PATH | os.O_NOFOLLOW
@@ -29,9 +33,6 @@ _IFF_UP = 1
 _EVIDENCE_BYTES = 256
 _ERROR_FD = 3
 _EXIT_SETUP_FAILED = 125
-
-_SIGNALS = frozenset(_signal.valid_signals())
-_FORWARDED_BY_INIT = _SIGNALS - {_signal.SIGKILL, _signal.SIGSTOP, _signal.SIGCHLD}
 
 
 class Child:
@@ -335,10 +336,11 @@ class Child:
     def init(self) -> None:
         # Blocked signals are queued even for PID 1, which the kernel otherwise shields from those
         # that it has no handler for; sigwaitinfo then takes them one at a time.
-        _signal.pthread_sigmask(_signal.SIG_BLOCK, _SIGNALS)
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, SIGNALS)
         pid = os.fork()
         if pid:
-            _be_init(pid, self.error)
+            os.close(self.error)
+            be_init(pid)
 
 
 def _exists(path: bytes) -> bool:
@@ -356,34 +358,6 @@ def _head(path: bytes) -> bytes:
         return os.read(fd, _EVIDENCE_BYTES)
     except OSError:
         return b""
-
-
-def _be_init(main: int, error: int) -> None:
-    """PID 1 of a container with ``--init``: reap everything, forward signals, end with ``main``."""
-    calls.set_process_name(b"craterun-init")
-    os.close(error)
-    null = os.open(b"/dev/null", os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    os.close(null)
-    while True:
-        number = _signal.sigwaitinfo(_SIGNALS).si_signo
-        if number in _FORWARDED_BY_INIT:
-            try:
-                os.kill(main, number)
-            except ProcessLookupError:
-                pass
-            continue
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                break
-            if pid == 0:
-                break
-            if pid == main:
-                code = os.waitstatus_to_exitcode(status)
-                os._exit(code if code >= 0 else 128 - code)
 
 
 _STEPS: Any = {

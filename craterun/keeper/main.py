@@ -15,13 +15,16 @@ import gc
 import os
 import select
 import sys
-from typing import Any
 
 from craterun.core import flags as f
 from craterun.core import opcodes as op
 from craterun.keeper import wire
 from craterun.keeper.child import Child
 from craterun.linux import calls
+
+TYPE_CHECKING = False  # typing is an import that the keeper does without
+if TYPE_CHECKING:
+    from typing import Any
 
 _MAX_TAKEOVERS = 5
 _CLONE_FAILED = -1

@@ -13,7 +13,10 @@ from __future__ import annotations
 import _socket
 import marshal
 import os
-from typing import Any
+
+TYPE_CHECKING = False  # typing is an import that the keeper does without
+if TYPE_CHECKING:
+    from typing import Any
 
 INLINE_BYTES = 64 * 1024
 """Larger messages travel in a memfd: a socket buffer holds about 200 KiB, a command line 2 MiB."""

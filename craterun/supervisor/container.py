@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import errno
 import fcntl
+import logging
 import os
 import signal
 import termios
@@ -27,6 +28,8 @@ from craterun.supervisor.pumps import DRAIN_SECONDS, LogReader, OutputLog, pump_
 
 if TYPE_CHECKING:
     from craterun.supervisor.link import KeeperLink, Launched
+
+logger = logging.getLogger("craterun")
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -133,11 +136,13 @@ class Container:
                     watchers.start_soon(self._pump, self._launched.stdout, Stream.STDOUT)
                     watchers.start_soon(self._pump, self._launched.stderr, Stream.STDERR)
                     await self._exited()
+                    logger.debug("%s: %s", self.id, self._launched.status)
                     await self._drain()
                     watchers.cancel_scope.cancel()
                 await self._conclude()
                 # In this order: whoever waits in another process waits for the lock, which the
                 # keeper drops last, and then finds the record.
+                logger.debug("%s: recorded, %s bytes logged", self.id, self._log.writer.sizes)
                 self._finished.set()
                 await link.release(self._launched)
             outer.cancel_scope.cancel()

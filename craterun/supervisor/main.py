@@ -133,6 +133,7 @@ class Supervisor:
         container = Container(
             self.store, running_record(prepared.record, launched), launched, prepared.directory
         )
+        logger.debug("%s: pid %d executed %r", container.id, launched.pid, spec.command)
         self._tasks.start_soon(look_after, container, self._link)
         return container
 
@@ -147,6 +148,7 @@ class Supervisor:
             spec, self.facts, hostname=hostname, root=root, identity=identity, cgroups=cgroups
         )
         record = _first_record(spec, container_id, hostname, root, cgroups)
+        logger.debug("%s: %d steps, cgroups %s", record.id, len(plan.steps), cgroups.paths)
         directory = Fd(self.store.create(record))
         try:
             cgroup.create(cgroups)
@@ -177,6 +179,7 @@ class Supervisor:
         )
         await launched.settled.wait()
         if launched.failure is not None:
+            logger.debug("%s: %s", prepared.record.id, launched.failure)
             if launched.failure.errno == errno.ESTALE:
                 self._roots.pop(prepared.record.rootfs, None)
             raise explain(prepared.plan, *msgspec.structs.astuple(launched.failure))
@@ -221,6 +224,7 @@ class Supervisor:
             await launched.settled.wait()
         if launched.failure is not None:
             raise explain(plan, *msgspec.structs.astuple(launched.failure))
+        logger.debug("pid %d executes %r in a running container", launched.pid, command)
         execution = Execution(launched)
         self._tasks.start_soon(execution.supervise, self._link)
         return execution
