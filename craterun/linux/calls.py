@@ -12,13 +12,27 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import byref, c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p, sizeof
+from ctypes import addressof, c_char_p, c_int, c_long, c_size_t, c_uint, c_ulong, c_void_p, sizeof
 
 from craterun.core import flags as f
 
+TYPE_CHECKING = False  # typing is an import that the keeper does without
+if TYPE_CHECKING:
+    from typing import Any
+
 _libc = ctypes.PyDLL(None, use_errno=True)
-_syscall = _libc.syscall
-_syscall.restype = c_long
+
+
+def _prototype(name: str, *arguments: Any) -> Any:
+    """A C function with fixed argument types: plain integers and bytes then need no wrapping, which
+    halves the cost of a call. Each gets a function object of its own, since syscall(2) has as many
+    shapes as there are calls.
+    """
+    function = _libc[name]
+    function.argtypes = arguments
+    function.restype = c_long
+    return function
+
 
 # From <asm-generic/unistd.h>; since 2019 (424 on) the numbers are the same on all architectures.
 _NR_OPEN_TREE = 428
@@ -71,6 +85,27 @@ class _CapData(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable")]
 
 
+_clone3 = _prototype("syscall", c_long, c_void_p, c_size_t)
+_unshare = _prototype("unshare", c_int)
+_setns = _prototype("setns", c_int, c_int)
+_mount = _prototype("mount", c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
+_umount2 = _prototype("umount2", c_char_p, c_int)
+_pivot_root = _prototype("syscall", c_long, c_char_p, c_char_p)
+_open_tree = _prototype("syscall", c_long, c_int, c_char_p, c_uint)
+_move_mount = _prototype("syscall", c_long, c_int, c_char_p, c_int, c_char_p, c_uint)
+_fsopen = _prototype("syscall", c_long, c_char_p, c_uint)
+_fsconfig = _prototype("syscall", c_long, c_int, c_uint, c_char_p, c_char_p, c_int)
+_fsmount = _prototype("syscall", c_long, c_int, c_uint, c_uint)
+_mount_setattr = _prototype("syscall", c_long, c_int, c_char_p, c_uint, c_void_p, c_size_t)
+_openat2 = _prototype("syscall", c_long, c_int, c_char_p, c_void_p, c_size_t)
+_close_range = _prototype("syscall", c_long, c_uint, c_uint, c_uint)
+_prctl = _prototype("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
+_prctl_name = _prototype("prctl", c_int, c_char_p, c_ulong, c_ulong, c_ulong)
+_capset = _prototype("syscall", c_long, c_void_p, c_void_p)
+_keyctl = _prototype("syscall", c_long, c_long, c_void_p)
+_sethostname = _prototype("sethostname", c_char_p, c_size_t)
+
+
 def _fail(call: str) -> OSError:
     number = ctypes.get_errno()
     return OSError(number, os.strerror(number), call)
@@ -91,11 +126,11 @@ def clone3(flags: int, cgroup: int = -1, exit_signal: int = 17) -> tuple[int, in
     args.flags = flags
     if not flags & f.CLONE_PARENT:
         args.flags = flags | f.CLONE_PIDFD
-        args.pidfd = ctypes.addressof(pidfd)
+        args.pidfd = addressof(pidfd)
     if cgroup >= 0:
         args.flags |= f.CLONE_INTO_CGROUP
         args.cgroup = cgroup
-    pid = _syscall(c_long(_NR_CLONE3), byref(args), c_ulong(sizeof(args)))
+    pid = _clone3(_NR_CLONE3, addressof(args), sizeof(args))
     if pid < 0:
         raise _fail("clone3")
     return pid, pidfd.value
@@ -103,42 +138,43 @@ def clone3(flags: int, cgroup: int = -1, exit_signal: int = 17) -> tuple[int, in
 
 def unshare(flags: int) -> None:
     """unshare(2)."""
-    if _libc.unshare(c_int(flags)) < 0:
+    if _unshare(flags) < 0:
         raise _fail("unshare")
 
 
 def setns(fd: int, flags: int) -> None:
     """setns(2); with a pidfd, several namespaces at once (Linux 5.8). ESRCH: it has ended."""
-    if _libc.setns(c_int(fd), c_int(flags)) < 0:
+    if _setns(fd, flags) < 0:
         raise _fail("setns")
 
 
 def mount_propagation(path: bytes, flags: int) -> None:
     """mount(2), used for nothing but changing the propagation type of ``path``."""
-    if _libc.mount(None, c_char_p(path), None, c_ulong(flags), None) < 0:
+    if _mount(None, path, None, flags, None) < 0:
         raise _fail("mount")
 
 
 def umount2(path: bytes, flags: int) -> None:
     """umount2(2)."""
-    if _libc.umount2(c_char_p(path), c_int(flags)) < 0:
+    if _umount2(path, flags) < 0:
         raise _fail("umount2")
 
 
 def pivot_root(new: bytes, old: bytes) -> None:
     """pivot_root(2). EINVAL: the current root is not a mount point, as in an initramfs."""
-    if _syscall(c_long(_NR_PIVOT_ROOT), c_char_p(new), c_char_p(old)) < 0:
+    if _pivot_root(_NR_PIVOT_ROOT, new, old) < 0:
         raise _fail("pivot_root")
 
 
 def open_tree(dirfd: int, path: bytes, flags: int) -> int:
-    """open_tree(2), Linux 5.2. Returns a close-on-exec descriptor."""
-    fd = _syscall(
-        c_long(_NR_OPEN_TREE), c_int(dirfd), c_char_p(path), c_uint(flags | f.OPEN_TREE_CLOEXEC)
-    )
+    """open_tree(2), Linux 5.2. Returns a close-on-exec descriptor.
+
+    With OPEN_TREE_CLONE, EINVAL before Linux 6.15 if the mount is attached nowhere.
+    """
+    fd: int = _open_tree(_NR_OPEN_TREE, dirfd, path, flags | f.OPEN_TREE_CLOEXEC)
     if fd < 0:
         raise _fail("open_tree")
-    return int(fd)
+    return fd
 
 
 def move_mount(mount: int, dirfd: int, path: bytes) -> None:
@@ -146,81 +182,64 @@ def move_mount(mount: int, dirfd: int, path: bytes) -> None:
     itself where ``path`` is empty. Symlinks at the end of ``path`` are not followed.
     """
     how = f.MOVE_MOUNT_F_EMPTY_PATH | (0 if path else f.MOVE_MOUNT_T_EMPTY_PATH)
-    if _syscall(
-        c_long(_NR_MOVE_MOUNT),
-        c_int(mount),
-        c_char_p(b""),
-        c_int(dirfd),
-        c_char_p(path),
-        c_uint(how),
-    ):
+    if _move_mount(_NR_MOVE_MOUNT, mount, b"", dirfd, path, how) < 0:
         raise _fail("move_mount")
 
 
 def fsopen(kind: bytes) -> int:
     """fsopen(2), Linux 5.2. ENODEV: the kernel does not know this filesystem."""
-    fd = _syscall(c_long(_NR_FSOPEN), c_char_p(kind), c_uint(f.FSOPEN_CLOEXEC))
+    fd: int = _fsopen(_NR_FSOPEN, kind, f.FSOPEN_CLOEXEC)
     if fd < 0:
         raise _fail("fsopen")
-    return int(fd)
+    return fd
 
 
 def fsconfig(fd: int, command: int, key: bytes | None, value: bytes | None) -> None:
     """fsconfig(2), Linux 5.2."""
-    if _syscall(
-        c_long(_NR_FSCONFIG), c_int(fd), c_uint(command), c_char_p(key), c_char_p(value), c_int(0)
-    ):
+    if _fsconfig(_NR_FSCONFIG, fd, command, key, value, 0) < 0:
         raise _fail("fsconfig")
 
 
 def fsmount(fd: int, attributes: int) -> int:
     """fsmount(2), Linux 5.2: a detached mount of the filesystem configured on ``fd``."""
-    mount = _syscall(c_long(_NR_FSMOUNT), c_int(fd), c_uint(f.FSMOUNT_CLOEXEC), c_uint(attributes))
+    mount: int = _fsmount(_NR_FSMOUNT, fd, f.FSMOUNT_CLOEXEC, attributes)
     if mount < 0:
         raise _fail("fsmount")
-    return int(mount)
+    return mount
 
 
 def mount_setattr(fd: int, flags: int, attributes: int, clear: int = 0) -> None:
     """mount_setattr(2), Linux 5.12, on the mount that ``fd`` refers to."""
     attr = _MountAttr(attributes, clear, 0, 0)
-    if _syscall(
-        c_long(_NR_MOUNT_SETATTR),
-        c_int(fd),
-        c_char_p(b""),
-        c_uint(flags | f.AT_EMPTY_PATH),
-        byref(attr),
-        c_ulong(sizeof(attr)),
-    ):
+    flags |= f.AT_EMPTY_PATH
+    if _mount_setattr(_NR_MOUNT_SETATTR, fd, b"", flags, addressof(attr), sizeof(attr)) < 0:
         raise _fail("mount_setattr")
 
 
 def openat2(dirfd: int, path: bytes, flags: int, resolve: int, mode: int = 0) -> int:
     """openat2(2), Linux 5.6. ELOOP: a symlink where none is allowed; EXDEV: an escape."""
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
-    fd = _syscall(
-        c_long(_NR_OPENAT2), c_int(dirfd), c_char_p(path), byref(how), c_ulong(sizeof(how))
-    )
+    fd: int = _openat2(_NR_OPENAT2, dirfd, path, addressof(how), sizeof(how))
     if fd < 0:
         raise _fail("openat2")
-    return int(fd)
+    return fd
 
 
 def close_range(first: int, flags: int = 0) -> None:
     """close_range(2), Linux 5.9, from ``first`` to the highest descriptor."""
-    if _syscall(c_long(_NR_CLOSE_RANGE), c_uint(first), c_uint(0xFFFFFFFF), c_uint(flags)):
+    if _close_range(_NR_CLOSE_RANGE, first, 0xFFFFFFFF, flags) < 0:
         raise _fail("close_range")
 
 
 def prctl(option: int, value: int = 0, third: int = 0) -> None:
     """prctl(2)."""
-    if _libc.prctl(c_int(option), c_ulong(value), c_ulong(third), c_ulong(0), c_ulong(0)) < 0:
+    if _prctl(option, value, third, 0, 0) < 0:
         raise _fail("prctl")
 
 
 def set_process_name(name: bytes) -> None:
     """prctl(PR_SET_NAME): what /proc/PID/comm shows, at most 15 bytes."""
-    _libc.prctl(c_int(f.PR_SET_NAME), c_char_p(name), c_ulong(0), c_ulong(0), c_ulong(0))
+    _prctl_name(f.PR_SET_NAME, name, 0, 0, 0)
 
 
 def capset(mask: int) -> None:
@@ -232,17 +251,17 @@ def capset(mask: int) -> None:
         data[half].effective = word
         data[half].permitted = word
     header = _CapHeader(version_3, 0)
-    if _syscall(c_long(_NR_CAPSET), byref(header), byref(data)):
+    if _capset(_NR_CAPSET, addressof(header), addressof(data)) < 0:
         raise _fail("capset")
 
 
 def new_session_keyring() -> None:
     """keyctl(KEYCTL_JOIN_SESSION_KEYRING). ENOSYS: a kernel without keys."""
-    if _syscall(c_long(_NR_KEYCTL), c_long(f.KEYCTL_JOIN_SESSION_KEYRING), c_void_p(None)) < 0:
+    if _keyctl(_NR_KEYCTL, f.KEYCTL_JOIN_SESSION_KEYRING, None) < 0:
         raise _fail("keyctl")
 
 
 def sethostname(name: bytes) -> None:
     """sethostname(2)."""
-    if _libc.sethostname(c_char_p(name), c_ulong(len(name))) < 0:
+    if _sethostname(name, len(name)) < 0:
         raise _fail("sethostname")
