@@ -27,7 +27,8 @@ from craterun.state.store import Store
 from craterun.supervisor.pumps import DRAIN_SECONDS, LogReader, OutputLog, pump_output
 
 if TYPE_CHECKING:
-    from craterun.supervisor.link import KeeperLink, Launched
+    from craterun.supervisor.link import Launched
+    from craterun.supervisor.services import Services
 
 logger = logging.getLogger("craterun")
 
@@ -44,6 +45,7 @@ class Container:
 
     def __init__(
         self,
+        services: Services,
         store: Store,
         record: Record,
         launched: Launched,
@@ -58,8 +60,8 @@ class Container:
         self._launched = launched
         self._directory = directory
         self._log = OutputLog(LogWriter(directory.fileno(), resume=adopted))
+        self._services = services
         self._written: Record | None = None
-        self._writing = trio.Lock()
         self._finished = trio.Event()
         self._errors: list[str] = []
 
@@ -83,15 +85,23 @@ class Container:
 
     async def recorded(self) -> None:
         """Until metadata.json says at least what ``record`` says now."""
-        async with self._writing:
-            record = self.record
-            if self._written is record or record.status is State.STOPPED:
-                return
-            try:
-                await trio.to_thread.run_sync(write_record, self._directory.fileno(), record)
-            except OSError as error:
-                self._note(f"metadata.json was not updated: {os.strerror(error.errno or 0)}")
-            self._written = record
+        await self._services.clerk.do(self._write_current)
+
+    def _write_current(self) -> None:
+        """By the clerk: bring metadata.json up to date, unless the final record was written."""
+        record = self.record
+        if self._written is record or record.status is State.STOPPED:
+            return
+        try:
+            write_record(self._directory.fileno(), record)
+        except OSError as error:
+            self._note(f"metadata.json was not updated: {os.strerror(error.errno or 0)}")
+        self._written = record
+
+    def _write_if_alive(self) -> None:
+        """By the clerk: record that it runs; of one that has ended meanwhile, the end is enough."""
+        if not self._launched.exited.is_set():
+            self._write_current()
 
     def follow(self, stream: Stream) -> LogReader:
         """A reader of all output on ``stream``, from the first byte to the last. Close it."""
@@ -122,7 +132,7 @@ class Container:
 
     # --- its life -------------------------------------------------------------------------------
 
-    async def supervise(self, link: KeeperLink) -> None:
+    async def supervise(self) -> None:
         """From the successful execve to the final record.
 
         Cancellation kills the container; its output and its record are seen to their end all the
@@ -131,8 +141,8 @@ class Container:
         async with trio.open_nursery() as outer:
             outer.start_soon(self._kill_when_cancelled)
             with trio.CancelScope(shield=True):
+                self._services.clerk.submit(self._write_if_alive)
                 async with trio.open_nursery() as watchers:
-                    watchers.start_soon(self.recorded)
                     watchers.start_soon(self._pump, self._launched.stdout, Stream.STDOUT)
                     watchers.start_soon(self._pump, self._launched.stderr, Stream.STDERR)
                     await self._exited()
@@ -144,7 +154,7 @@ class Container:
                 # keeper drops last, and then finds the record.
                 logger.debug("%s: recorded, %s bytes logged", self.id, self._log.writer.sizes)
                 self._finished.set()
-                await link.release(self._launched)
+                await self._services.link.release(self._launched)
             outer.cancel_scope.cancel()
 
     async def _kill_when_cancelled(self) -> None:
@@ -184,12 +194,11 @@ class Container:
         status = self._launched.status or ExitStatus(None)
         if self._launched.status is None:
             self._note("the keeper died, and with it the knowledge of the exit code")
-        async with self._writing:
-            self.record = await trio.to_thread.run_sync(self._write_end, status)
+        self.record = await self._services.clerk.do(self._write_end, status)
         self._directory.close()
 
     def _write_end(self, status: ExitStatus) -> Record:
-        """In a thread: counters, cgroup, log files, record. Returns the final record."""
+        """By the clerk: cgroup, log files, record. Returns the final record."""
         left = cgroup.remove(self.record.cgroups)
         if left:
             cgroup.kill(left)  # only processes that somebody moved there can have survived

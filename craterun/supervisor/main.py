@@ -13,6 +13,7 @@ from types import TracebackType
 import msgspec
 import trio
 
+from craterun.core import hostroot
 from craterun.core.cgroups import CgroupPlan, plan_cgroups
 from craterun.core.errors import ContainerNotRunningError, CraterunError
 from craterun.core.failures import explain
@@ -30,6 +31,7 @@ from craterun.state.store import Store, default_root
 from craterun.supervisor.container import Container, running_record
 from craterun.supervisor.execution import Execution
 from craterun.supervisor.link import KeeperLink, Launched
+from craterun.supervisor.services import Services
 
 logger = logging.getLogger("craterun")
 
@@ -52,15 +54,15 @@ class Supervisor:
     ) -> None:
         self.store = Store(root if root is not None else default_root())
         self.facts = host.probe()
-        self._link = link
+        self._keeper = link
+        self._services: Services | None = None
         self._roots: dict[str, RootDirectory] = {}
         self._tasks: trio.Nursery | None = None
         self._context: AbstractAsyncContextManager[None] | None = None
 
     async def __aenter__(self) -> Supervisor:
-        if self._link is None:
-            self._link = KeeperLink.spawn()
-        self._context = self._serve(self._link)
+        self._services = Services(self._keeper or KeeperLink.spawn())
+        self._context = self._serve(self._services)
         await self._context.__aenter__()
         return self
 
@@ -79,27 +81,18 @@ class Supervisor:
             raise
 
     @asynccontextmanager
-    async def _serve(self, link: KeeperLink) -> AsyncIterator[None]:
-        # The link must outlive every container's last news, so it ends by us and not by whatever
-        # cancels the caller.
-        service = trio.CancelScope(shield=True)
-
-        async def serve() -> None:
-            with service:
-                await link.serve()
-
+    async def _serve(self, services: Services) -> AsyncIterator[None]:
         try:
-            async with trio.open_nursery() as outer:
-                outer.start_soon(serve)
-                try:
-                    async with trio.open_nursery() as self._tasks:
-                        yield
-                finally:
-                    service.cancel()
+            async with services.serving(), trio.open_nursery() as self._tasks:
+                yield
         finally:
-            with trio.CancelScope(shield=True):
-                await link.aclose()
+            self._services = None
             cgroup.remove_parents(self.facts)
+
+    def _running(self) -> tuple[Services, trio.Nursery]:
+        if self._services is None or self._tasks is None:
+            raise CraterunError("this supervisor is not open: use it inside its async with block")
+        return self._services, self._tasks
 
     # --- run --------------------------------------------------------------------------------------
 
@@ -121,26 +114,40 @@ class Supervisor:
         """
         spec.check()
         require_root()
-        assert self._link is not None
-        assert self._tasks is not None
+        services, tasks = self._running()
         with trio.CancelScope(shield=True):
-            prepared = await trio.to_thread.run_sync(self._prepare, spec)
+            root, identity = await self._examine(spec)
+            prepared = await services.clerk.do(self._prepare, spec, root, identity)
             try:
-                launched = await self._launch(prepared)
+                launched = await self._launch(services, prepared)
             except BaseException:
-                await trio.to_thread.run_sync(self._undo, prepared)
+                await services.clerk.do(self._undo, prepared)
                 raise
-        container = Container(
-            self.store, running_record(prepared.record, launched), launched, prepared.directory
-        )
+        record = running_record(prepared.record, launched)
+        container = Container(services, self.store, record, launched, prepared.directory)
         logger.debug("%s: pid %d executed %r", container.id, launched.pid, spec.command)
-        self._tasks.start_soon(look_after, container, self._link)
+        tasks.start_soon(look_after, container)
         return container
 
-    def _prepare(self, spec: Spec) -> _Prepared:
-        """In a thread: everything that touches files, before anything is started."""
-        root = self._check_rootfs(spec.rootfs)
-        identity = self._identity(spec.user, root)
+    async def _examine(self, spec: Spec) -> tuple[RootDirectory | None, Identity]:
+        """The rootfs, checked, and who the user is there."""
+        if spec.user is None and (spec.rootfs == HOST_ROOTFS or spec.rootfs in self._roots):
+            return self._roots.get(spec.rootfs), Identity()
+        # In a thread of its own: the directory may be on a file server that does not answer.
+        return await trio.to_thread.run_sync(self._look_at_rootfs, spec)
+
+    def _look_at_rootfs(self, spec: Spec) -> tuple[RootDirectory | None, Identity]:
+        if spec.rootfs == HOST_ROOTFS:
+            return None, look_up_user(spec.user, None, (hostroot.USERS, hostroot.GROUPS))
+        # Checked once for each path: the child compares device and inode when it opens the tree,
+        # so a directory that was swapped since is noticed without asking the mount table again.
+        if spec.rootfs not in self._roots:
+            self._roots[spec.rootfs] = check_rootfs(spec.rootfs)
+        root = self._roots[spec.rootfs]
+        return root, look_up_user(spec.user, root.path)
+
+    def _prepare(self, spec: Spec, root: RootDirectory | None, identity: Identity) -> _Prepared:
+        """By the clerk: everything that makes files, before anything is started."""
         container_id = new_id()
         hostname = spec.hostname or container_id[:12]
         cgroups = plan_cgroups(container_id, self.facts)
@@ -158,21 +165,8 @@ class Supervisor:
             raise
         return _Prepared(record, plan, directory)
 
-    def _check_rootfs(self, rootfs: str) -> RootDirectory | None:
-        if rootfs == HOST_ROOTFS:
-            return None
-        # Checked once for each path: the child compares device and inode when it opens the tree,
-        # so a directory that was swapped since is noticed without asking the mount table again.
-        if rootfs not in self._roots:
-            self._roots[rootfs] = check_rootfs(rootfs)
-        return self._roots[rootfs]
-
-    def _identity(self, user: str | None, root: RootDirectory | None) -> Identity:
-        return look_up_user(user, root.path if root else None)
-
-    async def _launch(self, prepared: _Prepared) -> Launched:
-        assert self._link is not None
-        launched = await self._link.launch(
+    async def _launch(self, services: Services, prepared: _Prepared) -> Launched:
+        launched = await services.link.launch(
             prepared.plan,
             cookie=os.fsencode(self.store.path(prepared.record.id)),
             lock=prepared.directory.fileno(),
@@ -186,7 +180,7 @@ class Supervisor:
         return launched
 
     def _undo(self, prepared: _Prepared) -> None:
-        """In a thread: leave nothing of a start that failed."""
+        """By the clerk: leave nothing of a start that failed."""
         cgroup.remove(prepared.record.cgroups)
         prepared.directory.close()
         self.store.remove(prepared.record)
@@ -211,14 +205,13 @@ class Supervisor:
         :param user: default: root
         :raises ContainerNotRunningError: it has ended
         """
-        assert self._link is not None
-        assert self._tasks is not None
+        services, tasks = self._running()
         with trio.CancelScope(shield=True):
             plan, pidfd = await trio.to_thread.run_sync(
                 self._prepare_exec, container_id, command, env or {}, workdir, user, stdin
             )
             try:
-                launched = await self._link.launch(plan, join=pidfd.fileno())
+                launched = await services.link.launch(plan, join=pidfd.fileno())
             finally:
                 pidfd.close()
             await launched.settled.wait()
@@ -226,7 +219,7 @@ class Supervisor:
             raise explain(plan, *msgspec.structs.astuple(launched.failure))
         logger.debug("pid %d executes %r in a running container", launched.pid, command)
         execution = Execution(launched)
-        self._tasks.start_soon(execution.supervise, self._link)
+        tasks.start_soon(execution.supervise, services.link)
         return execution
 
     def _prepare_exec(
@@ -283,10 +276,10 @@ class _Prepared:
         self.directory = directory
 
 
-async def look_after(container: Container, link: KeeperLink) -> None:
+async def look_after(container: Container) -> None:
     """Supervise; an error of ours ends this container and no other."""
     try:
-        await container.supervise(link)
+        await container.supervise()
     except (Exception, ExceptionGroup) as error:
         logger.exception("supervision of container %s failed", container.id)
         container.kill()

@@ -24,6 +24,7 @@ from craterun.state.store import Store
 from craterun.supervisor.container import Container, running_record
 from craterun.supervisor.link import KeeperLink, Launched
 from craterun.supervisor.main import look_after
+from craterun.supervisor.services import Services
 
 logger = logging.getLogger("craterun")
 
@@ -40,23 +41,14 @@ def main(number: int) -> None:
 
 
 async def _take_over(link: KeeperLink) -> None:
-    service = trio.CancelScope()
-
-    async def serve() -> None:
-        with service:
-            await link.serve()
-
-    async with trio.open_nursery() as outer:
-        outer.start_soon(serve)
-        async with trio.open_nursery() as tasks:
-            for launched in await link.adopt():
-                tasks.start_soon(_adopt, link, launched)
-        service.cancel()
-    await link.aclose()
+    services = Services(link)
+    async with services.serving(), trio.open_nursery() as tasks:
+        for launched in await link.adopt():
+            tasks.start_soon(_adopt, services, launched)
     cgroup.remove_parents(host.probe())
 
 
-async def _adopt(link: KeeperLink, launched: Launched) -> None:
+async def _adopt(services: Services, launched: Launched) -> None:
     """Look after one container to its end, whatever state its launch was in."""
     path = os.fsdecode(launched.cookie)
     store, container_id = Store(os.path.dirname(path)), os.path.basename(path)
@@ -74,13 +66,13 @@ async def _adopt(link: KeeperLink, launched: Launched) -> None:
         logger.exception("container %s cannot be taken over and is killed", container_id)
         record = None
     if record is None or launched.failure is not None:
-        await _drop(link, launched)
+        await _drop(services.link, launched)
         directory.close()
         return
     if record.status is State.CREATED:
         record = running_record(record, launched)
-    container = Container(store, record, launched, directory, adopted=True)
-    await look_after(container, link)
+    container = Container(services, store, record, launched, directory, adopted=True)
+    await look_after(container)
 
 
 async def _drop(link: KeeperLink, launched: Launched) -> None:
