@@ -10,13 +10,13 @@ below the state root, which is how the caller knows that nothing was left out.
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import time
 from pathlib import Path
 
 import trio
 
+from bench._leave import cancelled_on_signals
 from bench.ground import warm_memory
 from craterun import Spec, Supervisor
 
@@ -24,7 +24,7 @@ from craterun import Spec, Supervisor
 async def measure(rootfs: str, state_root: str, size: int, command: tuple[str, ...]) -> float:
     """Run the command, and give the seconds it took."""
     spec = Spec(rootfs=rootfs, command=command)
-    async with Supervisor(root=state_root) as supervisor:
+    async with cancelled_on_signals(), Supervisor(root=state_root) as supervisor:
         warm_memory(2 * size)
         begin = time.perf_counter()
         container = await supervisor.start(spec)
@@ -32,7 +32,7 @@ async def measure(rootfs: str, state_root: str, size: int, command: tuple[str, .
         seconds = time.perf_counter() - begin
         if status.exit_code != 0:
             raise SystemExit(f"{container.id} ended with {status}")
-        return seconds
+    return seconds
 
 
 def logged(state_root: str) -> int:
@@ -43,8 +43,6 @@ def logged(state_root: str) -> int:
 def main() -> None:
     """Read the arguments, measure, print the report."""
     rootfs, state_root, size, *command = sys.argv[1:]
-    # SIGTERM has to unwind the supervisor, which then removes what it made.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     seconds = trio.run(measure, rootfs, state_root, int(size), tuple(command))
     print(json.dumps({"bytes": int(size), "seconds": seconds, "logged": logged(state_root)}))
 

@@ -10,12 +10,12 @@ start and end.
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import time
 
 import trio
 
+from bench._leave import cancelled_on_signals
 from craterun import Spec, Supervisor
 
 
@@ -24,7 +24,7 @@ async def measure(rootfs: str, count: int, concurrency: int, state_root: str) ->
     spec = Spec(rootfs=rootfs, command=("/bin/true",))
     numbers = iter(range(count))
 
-    async with Supervisor(root=state_root) as supervisor:
+    async with cancelled_on_signals(), Supervisor(root=state_root) as supervisor:
 
         async def worker() -> None:
             for _ in numbers:
@@ -43,8 +43,6 @@ async def measure(rootfs: str, count: int, concurrency: int, state_root: str) ->
 def main() -> None:
     """Read the arguments, measure, print the report."""
     rootfs, count, concurrency, state_root = sys.argv[1:]
-    # SIGTERM has to unwind the supervisor, which then removes what it made.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     seconds = trio.run(measure, rootfs, int(count), int(concurrency), state_root)
     report = {"count": int(count), "seconds": seconds, "per_second": int(count) / seconds}
     print(json.dumps(report))

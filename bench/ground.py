@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -157,6 +158,28 @@ def own_cgroup(name: str) -> Iterator[str]:
         for hierarchy in _hierarchies():
             if (hierarchy / name).exists():
                 _remove_tree(hierarchy / name)
+
+
+@contextlib.contextmanager
+def craterun_state(path: Path) -> Iterator[Path]:
+    """Make a state root, and take away what craterun left: it, and any cgroup.
+
+    craterun removes the cgroups itself, so one that is still there is a fault
+    of craterun's, and said aloud.  They are found by the names of the state's
+    directories; those of other supervisors on this host are left alone.
+    """
+    path.mkdir(mode=0o700)
+    try:
+        yield path
+    finally:
+        parents = [hierarchy / "craterun" for hierarchy in _hierarchies()]
+        groups = (parent / entry.name for entry in path.iterdir() for parent in parents)
+        left = [group for group in groups if group.is_dir()]
+        for group in left:
+            _remove_tree(group)
+        if left:
+            print(f"!!! craterun left {len(left)} cgroups behind", file=sys.stderr, flush=True)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.ground import CGROUP_ROOT, BenchError, make_rootfs, own_cgroup, session
+from bench.ground import CGROUP_ROOT, BenchError, craterun_state, make_rootfs, own_cgroup, session
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent
@@ -303,15 +303,11 @@ class Craterun(Contender):
 
     def seconds(self, bench: Bench, count: int, concurrency: int) -> float:
         """Run the loop of _craterun_rate.py in a fresh state root."""
-        state = bench.work / "craterun"
-        state.mkdir(mode=0o700)
         script = HERE / "_craterun_rate.py"
         sizes = [str(count), str(concurrency)]
-        command: list[str | Path] = [sys.executable, script, bench.rootfs, *sizes, state]
-        try:
+        with craterun_state(bench.work / "craterun") as state:
+            command: list[str | Path] = [sys.executable, script, bench.rootfs, *sizes, state]
             return reported_seconds(command, craterun_env())
-        finally:
-            shutil.rmtree(state, ignore_errors=True)
 
 
 def contenders() -> dict[str, Contender]:

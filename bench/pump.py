@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import statistics
 import sys
 import time
@@ -33,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.ground import (
     PLACES,
     BenchError,
+    craterun_state,
     exit_on_signals,
     make_rootfs,
     session,
@@ -65,16 +65,12 @@ class Job:
 
 def through_craterun(job: Job) -> float:
     """Pump from a container to its log, and give the seconds it took."""
-    state = job.work / "craterun"
-    state.mkdir(mode=0o700)
     script = HERE / "_craterun_pump.py"
-    command: list[str | Path] = [sys.executable, script, job.rootfs, state, str(job.size)]
-    command += ["/bin/sh", "-c", f"exec {job.producer}"]
-    try:
-        with session(command, env=craterun_env()) as process:
+    producer = ["/bin/sh", "-c", f"exec {job.producer}"]
+    with craterun_state(job.work / "craterun") as state:
+        start: list[str | Path] = [sys.executable, script, job.rootfs, state, str(job.size)]
+        with session([*start, *producer], env=craterun_env()) as process:
             said, _ = process.communicate()
-    finally:
-        shutil.rmtree(state, ignore_errors=True)
     report = json.loads(said)
     if report["logged"] < job.size:
         raise BenchError(f"the log has {report['logged']} of {job.size} bytes")

@@ -9,6 +9,7 @@ import msgspec
 
 from craterun.core.errors import CraterunError
 from craterun.core.spec import Spec
+from craterun.linux.calls import close_range
 
 
 class _Report(msgspec.Struct):
@@ -64,7 +65,7 @@ def _become_daemon(keep: int) -> None:
     for number in (0, 1, 2):
         os.dup2(null, number)
     os.dup2(keep, 3, inheritable=False)
-    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    close_range(4)
 
 
 def _supervise(spec: Spec, root: str, writer: int) -> None:

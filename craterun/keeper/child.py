@@ -13,6 +13,7 @@ from __future__ import annotations
 import _signal
 import _socket
 import os
+import resource
 import select
 from fcntl import ioctl
 
@@ -38,17 +39,23 @@ _EXIT_SETUP_FAILED = 125
 class Child:
     """The state that steps share: descriptors by slot, and the streams of the process to be.
 
-    :ivar stdin: read end of the input pipe, or /dev/null
+    :ivar stdin: read end of the input pipe, or -1 for the container's /dev/null
     :ivar error: write end of the error pipe
     :ivar pidfd: of the container to join, or -1
+    :ivar open_files: RLIMIT_NOFILE as the keeper found it
     """
 
-    __slots__ = ("error", "pidfd", "slots", "stderr", "stdin", "stdout")
+    __slots__ = ("error", "open_files", "pidfd", "slots", "stderr", "stdin", "stdout")
 
-    def __init__(self, stdin: int, stdout: int, stderr: int, error: int, pidfd: int) -> None:
-        self.stdin = stdin
-        self.stdout = stdout
-        self.stderr = stderr
+    def __init__(
+        self,
+        streams: tuple[int, int, int],
+        error: int,
+        pidfd: int,
+        open_files: tuple[int, int],
+    ) -> None:
+        self.stdin, self.stdout, self.stderr = streams
+        self.open_files = open_files
         self.error = error
         self.pidfd = pidfd
         self.slots = [-1] * op.SLOTS
@@ -279,6 +286,7 @@ class Child:
             os.dup2(self.error, _ERROR_FD, inheritable=False)
             self.error = _ERROR_FD
         calls.close_range(_ERROR_FD + 1)
+        resource.setrlimit(resource.RLIMIT_NOFILE, self.open_files)
 
     def credentials(self, uid: int, gid: int, groups: Any, keep: int, last: int) -> None:
         for capability in range(last + 1):

@@ -13,6 +13,7 @@ import _signal
 import _socket
 import gc
 import os
+import resource
 import select
 import sys
 
@@ -65,6 +66,9 @@ class Keeper:
     """The keeper's whole state and its loop."""
 
     def __init__(self, sock: Any, takeover: list[str]) -> None:
+        # A handful of descriptors for each container: as many as we may. They get what we got.
+        self.open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self.open_files[1], self.open_files[1]))
         self.sock = sock
         self.takeover = takeover
         self.takeovers = 0
@@ -158,7 +162,8 @@ class Keeper:
             if pid == 0:
                 if stdin_end < 0 and join >= 0:
                     stdin_end = 0  # ours is /dev/null; a container's own could be anything
-                Child(stdin_end, child_ends[1], child_ends[2], error_end, join).run(steps)
+                streams = (stdin_end, child_ends[1], child_ends[2])
+                Child(streams, error_end, join, self.open_files).run(steps)
             kept.pid, kept.pidfd = pid, pidfd
             kept.start_time = start_time(pid)
         except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
@@ -62,6 +63,7 @@ class Supervisor:
 
     async def __aenter__(self) -> Supervisor:
         self._services = Services(self._keeper or KeeperLink.spawn())
+        _raise_open_files()  # after the keeper was started: containers get what we got
         self._context = self._serve(self._services)
         await self._context.__aenter__()
         return self
@@ -263,6 +265,13 @@ class Supervisor:
             pidfd.close()
             raise
         return plan, pidfd
+
+
+def _raise_open_files() -> None:
+    """As many descriptors as the hard limit allows: a container takes five of them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class _Prepared:

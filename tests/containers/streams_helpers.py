@@ -207,6 +207,26 @@ def background(
         process.wait()
 
 
+@contextmanager
+def sleeper(rootfs: Path, state_root: Path, name: str = "sleeper") -> Iterator[str]:
+    """A detached container that does nothing until the block ends; its id."""
+    env = cli_environment(state_root)
+    with Gate(rootfs / name) as gate:
+        script = f"read x </{name}"
+        started = subprocess.run(
+            command("run", "-d", "--name", name, "--rootfs", str(rootfs), "--", "sh", "-c", script),
+            env=env,
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        container_id = started.stdout.decode().strip()
+        try:
+            yield container_id
+        finally:
+            gate.open()
+            subprocess.run(command("wait", container_id), env=env, check=True)
+
+
 def output_of(process: subprocess.Popen[bytes]) -> int:
     """The descriptor that a `background` process's stdout is read from."""
     assert process.stdout is not None
@@ -250,6 +270,15 @@ def running_pid(directory: Path) -> int:
     pid = until(directory, lambda: metadata(directory).get("pid"))
     assert isinstance(pid, int)
     return pid
+
+
+def wait_stopped(state_root: Path) -> Path:
+    """Until the only container there, which may have to be made yet, is on record as stopped."""
+    state_root.mkdir(parents=True, exist_ok=True)
+    until(state_root, lambda: ids(state_root))
+    directory = the_container(state_root)
+    until(directory, lambda: metadata(directory).get("status") == "stopped")
+    return directory
 
 
 def cgroups_of(container_id: str) -> list[str]:

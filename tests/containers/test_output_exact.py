@@ -1,4 +1,4 @@
-"""Every byte of output arrives, attached and in the log, whatever its amount and whoever reads it."""
+"""Every byte of output arrives, attached and in the log, whatever its amount and reader."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from pathlib import Path
 import pytest
 import trio
 
-from craterun import ExitStatus, Spec, Stream, Supervisor
+from craterun import Container, ExitStatus, Spec, Stream, Supervisor
 from tests.conftest import CommandLine
 from tests.containers.streams_helpers import (
     Digest,
+    Gate,
     add_noise,
     background,
     check_log,
     digest,
     drain,
     errors_of,
-    ids,
-    metadata,
     noise,
     output_of,
     read_until,
     the_container,
-    until,
+    wait_stopped,
 )
 
 SIZES = sorted({2**k + delta for k in range(25) for delta in (-1, 0, 1)})
@@ -62,9 +61,7 @@ def read_after_the_end(
     process: subprocess.Popen[bytes], state_root: Path, size: int
 ) -> list[Digest]:
     """Not at all before the container's end is on record."""
-    until(state_root, lambda: ids(state_root))
-    directory = the_container(state_root)
-    until(directory, lambda: metadata(directory).get("status") == "stopped")
+    wait_stopped(state_root)
     if size > PIPE_BYTES:
         assert process.poll() is None, "it left with output that nobody had read"
     return drain(output_of(process), errors_of(process))
@@ -96,33 +93,33 @@ def test_both_streams_are_exact_at_every_size(
         list(threads.map(run, SIZES))
 
 
-async def test_readers_of_one_container_each_get_every_byte(rootfs: Path, state_root: Path) -> None:
-    """Those that follow from the start, and one that comes when all is over."""
+async def test_every_reader_gets_every_byte_however_late_it_comes(
+    rootfs: Path, state_root: Path
+) -> None:
     content, _ = add_noise(rootfs, 2**20 + 1)
     received: list[Digest] = []
 
-    async def read(supervised: Supervisor) -> None:
-        async def follow() -> None:
-            reader, data = container.follow(Stream.STDOUT), b""
-            while chunk := await reader.receive():
-                data += chunk
-            reader.close()
-            received.append(digest(data))
+    async def read(container: Container) -> None:
+        reader, data = container.follow(Stream.STDOUT), b""
+        while chunk := await reader.receive():
+            data += chunk
+        reader.close()
+        received.append(digest(data))
 
-        container = await supervised.start(
-            Spec(rootfs=str(rootfs), command=("sh", "-c", "cat /out.bin; exit 6"))
-        )
-        async with trio.open_nursery() as readers:
-            for _ in range(5):
-                readers.start_soon(follow)
-        assert await container.wait() == ExitStatus(6)
-        with pytest.raises(AssertionError, match="nothing"):
-            assert not received, "nothing"
-        check_log(the_container(state_root), content, b"")
-
-    async with Supervisor(state_root) as supervisor:
-        await read(supervisor)
-    assert received == [digest(content)] * 5
+    with Gate(rootfs / "written") as written, Gate(rootfs / "go") as go:
+        script = "cat /out.bin; echo >/written; read x </go; exit 6"
+        async with Supervisor(state_root) as supervisor, trio.open_nursery() as readers:
+            container = await supervisor.start(
+                Spec(rootfs=str(rootfs), command=("sh", "-c", script))
+            )
+            for _ in range(3):
+                readers.start_soon(read, container)
+            await trio.to_thread.run_sync(written.wait)
+            readers.start_soon(read, container)
+            go.open()
+            assert await container.wait() == ExitStatus(6)
+    assert received == [digest(content)] * 4
+    check_log(the_container(state_root), content, b"")
 
 
 # --- other things than pipes --------------------------------------------------------------------
@@ -155,12 +152,15 @@ def test_a_regular_file_gets_every_byte(
 @pytest.mark.parametrize("size", SOME_SIZES)
 def test_a_terminal_gets_every_byte(rootfs: Path, state_root: Path, size: int) -> None:
     out, err = add_noise(rootfs, size)
-    with raw_terminal() as (master, slave):
-        with background(state_root, *write_both(rootfs, size), stdout=slave) as process:
-            received = b""
-            while len(received) < size:
-                received += os.read(master, 65536)
-            (errors,) = drain(errors_of(process))
+    arguments = write_both(rootfs, size)
+    with (
+        raw_terminal() as (master, slave),
+        background(state_root, *arguments, stdout=slave) as process,
+    ):
+        received = b""
+        while len(received) < size:
+            received += os.read(master, 65536)
+        (errors,) = drain(errors_of(process))
     assert (process.returncode, digest(received), errors) == (0, digest(out), digest(err))
     check_log(the_container(state_root), out, err)
 
