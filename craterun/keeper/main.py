@@ -104,7 +104,7 @@ class Keeper:
             if message[0] == op.MSG_LAUNCH:
                 self.launch(fds, *message[1:])
             elif message[0] == op.MSG_RELEASE:
-                self.release(message[1])
+                self.release_all(message[1])
             elif message[0] == op.MSG_ADOPT:
                 self.hand_over()
             else:
@@ -125,12 +125,15 @@ class Keeper:
             if memfd >= 0:
                 os.close(memfd)
 
-    def launch(self, fds: list[int], number: int, flags: int, cookie: bytes, plan: Any) -> None:
-        """Clone a child that carries out ``plan``.
+    def launch(
+        self, fds: list[int], number: int, flags: int, cookie: bytes, plan: Any, released: list[int]
+    ) -> None:
+        """Clone a child that carries out ``plan``; let go of what was ``released`` since.
 
         ``fds``: the pidfd of the container to join, if ``flags`` says so (1), then the locked
         state directory, if ``flags`` says so (2).
         """
+        self.release_all(released)
         steps, clone_flags, cgroup, wants_stdin, owner = plan
         join = fds.pop(0) if flags & 1 else -1
         kept = Kept(number, cookie, fds.pop(0) if flags & 2 else -1)
@@ -194,6 +197,11 @@ class Keeper:
         if self.by_fd.pop(fd, None) is not None:
             self.epoll.unregister(fd)
         os.close(fd)
+
+    def release_all(self, numbers: list[int]) -> None:
+        """Let go of all these."""
+        for number in numbers:
+            self.release(number)
 
     def release(self, number: int) -> None:
         """Everything about this process is recorded elsewhere: let go of it."""

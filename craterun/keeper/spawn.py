@@ -80,6 +80,8 @@ def spawn_keeper() -> SpawnedKeeper:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
+            # Resolve every symbol now, once, and not in each child at its first use.
+            env={**os.environ, "LD_BIND_NOW": "1"},
         )
     except BaseException:
         ours.close()

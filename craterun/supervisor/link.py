@@ -75,6 +75,7 @@ class KeeperLink:
         self._buffer = bytearray(wire.INLINE_BYTES + 1)
         self._launched: dict[int, Launched] = {}
         self._next = 0
+        self._unreleased: list[int] = []
         self._adopted: list[Launched] = []
         self._adoption = trio.Event()
         self.dead = False
@@ -107,11 +108,13 @@ class KeeperLink:
         fds = [fd for fd in (join, lock) if fd >= 0]
         flags = (_HAS_PIDFD_TO_JOIN if join >= 0 else 0) | (_HAS_LOCK if lock >= 0 else 0)
         body = msgspec.to_builtins(plan, builtin_types=(bytes,))
+        released, self._unreleased = self._unreleased, []
         try:
-            await self._send((op.MSG_LAUNCH, launched.number, flags, cookie, body), fds)
+            await self._send((op.MSG_LAUNCH, launched.number, flags, cookie, body, released), fds)
         except BaseException:
             # Unsent, or the keeper is gone: there will be no news of it.
             self._launched.pop(launched.number, None)
+            self._unreleased += released
             raise
         return launched
 
@@ -119,9 +122,14 @@ class KeeperLink:
         """All of this process's life is on record: the keeper may forget it."""
         self._launched.pop(launched.number, None)
         launched.close()
-        if not self.dead:
+        self._unreleased.append(launched.number)
+        # Ends that were recorded on one trip of the clerk travel in one message, or along with a
+        # launch: each message is a wake-up of the keeper.
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        if self._unreleased and not self.dead:
+            released, self._unreleased = self._unreleased, []
             try:
-                await self._send((op.MSG_RELEASE, launched.number), [])
+                await self._send((op.MSG_RELEASE, released), [])
             except KeeperDiedError:
                 return  # then there is nothing left to release
 

@@ -24,7 +24,7 @@ import pytest
 from craterun.state.logs import FILES, Stream, read_index
 from tests.conftest import cli_environment
 
-PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 60.0
 LARGEST = 2**24 + 1
 _READ_BYTES = 1024 * 1024
 _IN_ANY_CHANGE = 0x2 | 0x40 | 0x80 | 0x100 | 0x200  # MODIFY, MOVED_FROM, MOVED_TO, CREATE, DELETE
@@ -224,7 +224,9 @@ def sleeper(rootfs: Path, state_root: Path, name: str = "sleeper") -> Iterator[s
             yield container_id
         finally:
             gate.open()
-            subprocess.run(command("wait", container_id), env=env, check=True)
+            subprocess.run(
+                command("wait", container_id), env=env, check=True, timeout=PATIENCE_SECONDS
+            )
 
 
 def output_of(process: subprocess.Popen[bytes]) -> int:
