@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -72,7 +73,7 @@ def run_command_line(arguments: list[str]) -> int:
     if not arguments:
         arguments = ["--help"]
     try:
-        result = app(arguments)
+        result = _unwrapped(app, arguments)
         sys.stdout.flush()
     except CycloptsError as error:
         first = " ".join(str(error).split())
@@ -88,14 +89,23 @@ def run_command_line(arguments: list[str]) -> int:
         # once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _BROKEN_PIPE
-    except RecursionError:
-        raise
     except OSError as error:
         if debug:
             raise
         where = f"{printable(str(error.filename))}: " if error.filename else ""
         return _fail(f"{where}{os.strerror(error.errno or 0)}", 125)
     return result if isinstance(result, int) else 0
+
+
+def _unwrapped(function: Callable[[list[str]], object], arguments: list[str]) -> object:
+    """Call ``function``; a group of exceptions that has one cause is raised as that cause."""
+    try:
+        return function(arguments)
+    except BaseExceptionGroup as group:
+        inner: BaseException = group
+        while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
+            inner = inner.exceptions[0]
+        raise inner from None
 
 
 def _global_options(arguments: list[str]) -> tuple[list[str], bool]:

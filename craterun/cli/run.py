@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -117,8 +118,10 @@ def _run_in_foreground(spec: Spec, root: str, cid: _CidFile, *, attach: bool) ->
     def started(container: Container) -> None:
         cid.write(container.id)
         if not attach:
-            sys.stdout.write(f"{container.id}\n")
-            sys.stdout.flush()
+            # Nobody there to read it is no reason to end the container.
+            with suppress(OSError):
+                sys.stdout.write(f"{container.id}\n")
+                sys.stdout.flush()
 
     async def main() -> int:
         return await run_container(spec, root, keeper, attach=attach, started=started)
@@ -164,8 +167,8 @@ class _CidFile:
                     file.write(container_id)
             except OSError as error:
                 raise CraterunError(
-                    f"--cidfile {self._path}: {os.strerror(error.errno or 0)}; "
-                    f"the container {container_id} runs"
+                    f"--cidfile {self._path}: {os.strerror(error.errno or 0)} "
+                    f"(container {container_id})"
                 ) from error
             self._written = True
 

@@ -109,7 +109,8 @@ class Keeper:
                 self.hand_over()
             else:
                 return self.supervisor_died()
-        except (wire.BrokenPeerError, ConnectionError):
+        except (wire.BrokenPeerError, ConnectionError, TypeError, ValueError):
+            # Gone, or not our supervisor's messages: the same to us.
             return self.supervisor_died()
         return True
 
