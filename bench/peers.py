@@ -18,7 +18,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.ground import CGROUP_ROOT, BenchError, craterun_state, make_rootfs, own_cgroup, session
+from bench.ground import (
+    CGROUP_ROOT,
+    BenchError,
+    craterun_state,
+    fresh,
+    make_rootfs,
+    own_cgroup,
+    session,
+)
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent
@@ -215,21 +223,18 @@ class OciRuntime(Contender):
 
     def seconds(self, bench: Bench, count: int, concurrency: int) -> float:
         """Run `PROGRAM --root DIR run -b BUNDLE NAME` once per container."""
-        work = bench.work / self.name
+        work = fresh(bench.work, self.name)
         names = [f"{self.name}-{number}" for number in range(count)]
-        try:
-            with own_cgroup(_own_name(self.name)) as cgroup:
-                own = Bench(bench.work, cgroup, bench.limits)
-                for name in names:
-                    (work / "bundles" / name).mkdir(parents=True)
-                    config = json.dumps(oci_config(own, name))
-                    (work / "bundles" / name / "config.json").write_text(config)
-                command = [self.program, "--root", f"{work}/state", "run"]
-                command += ["--bundle", f"{work}/bundles/@", "@"]
-                hide = self._hide_v2 and V2_MOUNT.is_mount()
-                return xargs(command, names, concurrency, hide)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        with own_cgroup(_own_name(self.name)) as cgroup:
+            own = Bench(bench.work, cgroup, bench.limits)
+            for name in names:
+                (work / "bundles" / name).mkdir(parents=True)
+                config = json.dumps(oci_config(own, name))
+                (work / "bundles" / name / "config.json").write_text(config)
+            command = [self.program, "--root", f"{work}/state", "run"]
+            command += ["--bundle", f"{work}/bundles/@", "@"]
+            hide = self._hide_v2 and V2_MOUNT.is_mount()
+            return xargs(command, names, concurrency, hide)
 
 
 class Bubblewrap(Contender):
@@ -305,7 +310,7 @@ class Craterun(Contender):
         """Run the loop of _craterun_rate.py in a fresh state root."""
         script = HERE / "_craterun_rate.py"
         sizes = [str(count), str(concurrency)]
-        with craterun_state(bench.work / "craterun") as state:
+        with craterun_state(bench.work) as state:
             command: list[str | Path] = [sys.executable, script, bench.rootfs, *sizes, state]
             return reported_seconds(command, craterun_env())
 

@@ -67,10 +67,15 @@ def through_craterun(job: Job) -> float:
     """Pump from a container to its log, and give the seconds it took."""
     script = HERE / "_craterun_pump.py"
     producer = ["/bin/sh", "-c", f"exec {job.producer}"]
-    with craterun_state(job.work / "craterun") as state:
+    with craterun_state(job.work) as state:
         start: list[str | Path] = [sys.executable, script, job.rootfs, state, str(job.size)]
-        with session([*start, *producer], env=craterun_env()) as process:
-            said, _ = process.communicate()
+        try:
+            with session([*start, *producer], env=craterun_env()) as process:
+                said, _ = process.communicate()
+        finally:
+            # The logs of all rounds together may be more than there is memory.
+            for log in state.glob("*/*.log*"):
+                log.unlink()
     report = json.loads(said)
     if report["logged"] < job.size:
         raise BenchError(f"the log has {report['logged']} of {job.size} bytes")

@@ -78,12 +78,15 @@ def index_ends(directory: Path) -> dict[Stream, int]:
 # --- waiting ------------------------------------------------------------------------------------
 
 
-def wait_readable(fd: int) -> None:
-    """Until ``fd`` can be read: bytes, end-of-file, or for a pidfd the end of its process."""
+def wait_readable(*fds: int) -> set[int]:
+    """Until one of ``fds`` can be read: bytes, end-of-file, or of a pidfd the process's end."""
     poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    if not poll.poll(PATIENCE_SECONDS * 1000):
-        pytest.fail(f"nothing came on {os.readlink(f'/proc/self/fd/{fd}')}")
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    ready = {fd for fd, _ in poll.poll(PATIENCE_SECONDS * 1000)}
+    if not ready:
+        pytest.fail(f"nothing came on {[os.readlink(f'/proc/self/fd/{fd}') for fd in fds]}")
+    return ready
 
 
 def read_until(fd: int, marker: bytes) -> bytes:
