@@ -127,27 +127,30 @@ def _hierarchies() -> list[Path]:
 
 def _processes(group: Path) -> list[int]:
     try:
-        return [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
+        pids = [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
+        # 0 stands for a process outside our pid namespace, and to kill(2) for us all.
+        return [pid for pid in pids if pid > 0]
     except OSError:
         return []
 
 
-def _remove_tree(group: Path) -> None:
-    # Innermost first: a cgroup with children cannot be removed.
-    for path, _, _ in os.walk(group, topdown=False):
-        for attempt in range(50):
-            for pid in _processes(Path(path)):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            try:
-                os.rmdir(path)
-                break
-            except FileNotFoundError:
-                break
-            except OSError:
-                if attempt == 49:
-                    raise
-                time.sleep(0.02)
+def _remove_trees(groups: Sequence[Path]) -> None:
+    # Killed processes take their time to go, and may have made one more cgroup
+    # meanwhile: everything is looked at anew until nothing is left.
+    deadline = time.monotonic() + 15
+    while left := [group for group in groups if group.exists()]:
+        if time.monotonic() > deadline:
+            names = ", ".join(f"{group} (processes {_processes(group)})" for group in left)
+            raise BenchError(f"cgroups cannot be removed: {names}")
+        for group in left:
+            # Innermost first: a cgroup with children cannot be removed.
+            for path, _, _ in os.walk(group, topdown=False):
+                for pid in _processes(Path(path)):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(OSError):
+                    os.rmdir(path)
+        time.sleep(0.01)
 
 
 @contextlib.contextmanager
@@ -161,9 +164,7 @@ def own_cgroup(name: str) -> Iterator[str]:
     try:
         yield name
     finally:
-        for hierarchy in _hierarchies():
-            if (hierarchy / name).exists():
-                _remove_tree(hierarchy / name)
+        _remove_trees([hierarchy / name for hierarchy in _hierarchies()])
 
 
 def fresh(work: Path, name: str) -> Path:
@@ -188,8 +189,7 @@ def craterun_state(work: Path) -> Iterator[Path]:
         parents = [hierarchy / "craterun" for hierarchy in _hierarchies()]
         groups = (parent / entry.name for entry in path.iterdir() for parent in parents)
         left = [group for group in groups if group.is_dir()]
-        for group in left:
-            _remove_tree(group)
+        _remove_trees(left)
         if left:
             print(f"!!! craterun left {len(left)} cgroups behind", file=sys.stderr, flush=True)
 

@@ -94,9 +94,10 @@ class KernelRefusedError(CraterunError):
         super().__init__(doing, call, target, errno, hint)
 
     def __str__(self) -> str:
-        what = f"{self.call} {self.target}".rstrip()
+        what = f"{self.call} {self.target}".strip()
         code = errno_module.errorcode.get(self.errno, str(self.errno))
-        text = f"cannot {self.doing}: {what}: {os.strerror(self.errno)} ({code})"
+        why = f"{os.strerror(self.errno)} ({code})"
+        text = f"cannot {self.doing}: {what}: {why}" if what else f"cannot {self.doing}: {why}"
         return f"{text}; {self.hint}" if self.hint else text
 
 

@@ -45,8 +45,8 @@ def explain(plan: s.LaunchPlan, step: int, errno: int, evidence: bytes) -> Crate
         return CraterunError(f"internal error while starting the container: {printable(text)}")
     if step < 0:
         hint = _CLONE_HINTS.get(errno, "")
-        call = (text.decode() or "fchown") if kind == b"c" else f"open {printable(text)}"
-        if errno == e.EINVAL:
+        call = text.decode() if kind == b"c" else f"open {printable(text)}"
+        if errno == e.EINVAL and call == "fchown":
             hint = "in a container started without root, 0 is the only user and group"
         return KernelRefusedError("start a process", call, "", errno, hint)
     failed = plan.steps[step]
@@ -71,7 +71,7 @@ def explain(plan: s.LaunchPlan, step: int, errno: int, evidence: bytes) -> Crate
         return ContainerNotRunningError("the container has just ended")
     call = text.decode() if kind == b"c" else ""
     target = failed.target() or (printable(text) if kind == b"p" else "")
-    return KernelRefusedError(failed.doing(), call or "open", target, errno, _hint(failed, errno))
+    return KernelRefusedError(failed.doing(), call, target, errno, _hint(failed, errno))
 
 
 def _hint(failed: s.Step, errno: int) -> str:
@@ -120,8 +120,9 @@ def _explain_execute(failed: s.Execute, errno: int, evidence: bytes) -> Craterun
 
 def _missing_interpreter(head: bytes) -> str:
     if head.startswith(b"#!"):
-        words = head[2:].split(b"\n", 1)[0].split()
-        if words and not words[0].endswith(b"\r"):
+        line = head[2:].split(b"\n", 1)[0]
+        words = line.split()
+        if words and not line.endswith(b"\r"):
             return f"its interpreter {printable(words[0])} does not exist in the container"
         return "its interpreter line ends in a carriage return (DOS line ends) or is empty"
     if head.startswith(b"\x7fELF"):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
 from craterun.core.units import signal_name
+
+Instant = Annotated[datetime, msgspec.Meta(tz=True)]
+"""A time that says which time zone it is in."""
 
 FORMAT = 1
 """Version of metadata.json; a reader refuses a higher one."""
@@ -93,9 +97,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     interactive: bool
     init: bool
     auto_remove: bool
-    created: datetime
-    started: datetime | None = None
-    finished: datetime | None = None
+    created: Instant
+    started: Instant | None = None
+    finished: Instant | None = None
     pid: int | None = None
     start_time: int | None = None
     boot_id: str | None = None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Literal
 
 import msgspec
 
-from craterun.core.capabilities import DEFAULT_CAPABILITIES
+from craterun.core.capabilities import CAPABILITIES, DEFAULT_CAPABILITIES
 from craterun.core.errors import UsageError, printable
-from craterun.core.units import parse_env, parse_hostname, parse_name
+from craterun.core.units import argument_bytes, parse_env, parse_hostname, parse_name
 
 HOST_ROOTFS = "host"
 """The built-in rootfs: the host's /usr read-only, everything else fresh (`core.hostroot`)."""
@@ -55,6 +54,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             parse_name(self.name)
         if self.hostname is not None:
             parse_hostname(self.hostname)
+        for capability in self.capabilities:
+            if capability not in CAPABILITIES:
+                raise UsageError(f"unknown capability {printable(capability)!r}: write NET_ADMIN")
         check_process(self.command, self.env, self.workdir)
 
 
@@ -63,16 +65,17 @@ def check_process(command: tuple[str, ...], env: dict[str, str], workdir: str) -
     if not command or not command[0]:
         raise UsageError("no command given: write it after --, as in: craterun run -- echo hello")
     for key, value in env.items():
-        parse_env(f"{key}={value}")
+        if parse_env(f"{key}={value}") != (key, value):
+            raise UsageError(f"environment name {printable(key)!r} contains an equals sign")
     for text in (*command, *(f"{k}={v}" for k, v in env.items())):
-        if "\0" in text:
-            raise UsageError(f"{printable(text[:60])!r} contains a NUL character")
-        if len(os.fsencode(text)) >= MAX_ARGUMENT_BYTES:
+        size = len(argument_bytes(text))
+        if size >= MAX_ARGUMENT_BYTES:
             raise UsageError(
-                f"argument list too long: {printable(text[:40])!r}… has "
-                f"{len(os.fsencode(text))} bytes; the kernel takes {MAX_ARGUMENT_BYTES - 1} in one"
+                f"argument list too long: {printable(text[:40])!r}… has {size} bytes; "
+                f"the kernel takes {MAX_ARGUMENT_BYTES - 1} in one"
             )
-    if not workdir.startswith("/") or "\0" in workdir:
+    argument_bytes(workdir)
+    if not workdir.startswith("/"):
         raise UsageError(f"workdir {printable(workdir)!r} is not an absolute path")
 
 

@@ -37,13 +37,18 @@ def is_id_prefix(text: str) -> bool:
     return _ID_PREFIX.match(text) is not None
 
 
+def is_name(text: str) -> bool:
+    """Whether ``text`` has the form of a container's name."""
+    return _NAME.match(text) is not None
+
+
 def parse_name(text: str) -> str:
     """Check a container's name: letters, digits, ``_.-``, not starting with punctuation.
 
     The alphabet keeps a name safe as a file name, as an argument and on a terminal. A name in the
     form of a whole id is refused, since it could be taken for one.
     """
-    if not _NAME.match(text):
+    if not is_name(text):
         raise UsageError(
             f"invalid name {printable(text)!r}: use up to 128 letters, digits, '_', '.' or '-', "
             "beginning with a letter or digit"
@@ -55,7 +60,7 @@ def parse_name(text: str) -> str:
 
 def parse_hostname(text: str) -> str:
     """Check a hostname: 1 to 64 bytes of what a hostname may hold (hostname(7))."""
-    size = len(os.fsencode(text))
+    size = len(text.encode("utf-8", "surrogatepass"))
     if size > HOSTNAME_MAX:
         raise UsageError(f"hostname is {size} bytes long; the kernel takes at most {HOSTNAME_MAX}")
     if not re.match(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\Z", text):
@@ -66,13 +71,28 @@ def parse_hostname(text: str) -> str:
     return text
 
 
+def argument_bytes(text: str) -> bytes:
+    """``text`` as execve(2) gets it: UTF-8, and bytes that the shell gave us as they were.
+
+    :raises UsageError: it has a character that stands for no bytes, or a NUL
+    """
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{printable(text[:60])!r} has a character that no bytes stand for"
+        ) from None
+    if b"\0" in encoded:
+        raise UsageError(f"{printable(text[:60])!r} contains a NUL character")
+    return encoded
+
+
 def parse_env(text: str) -> tuple[str, str]:
     """Split ``K=V``. The value may be empty and may contain further equals signs."""
     key, equals, value = text.partition("=")
     if not equals or not _ENV_NAME.match(key):
         raise UsageError(f"invalid environment entry {printable(text)!r}: write it as KEY=VALUE")
-    if "\0" in value:
-        raise UsageError(f"environment variable {printable(key)} contains a NUL character")
+    argument_bytes(text)
     return key, value
 
 
@@ -97,9 +117,8 @@ def parse_env_file(content: str, where: str) -> dict[str, str]:
 def parse_signal(text: str) -> int:
     """A signal by number or name, with or without ``SIG``, in any case."""
     if text.isascii() and text.isdigit():
-        number = int(text)
-        if 1 <= number <= signal.SIGRTMAX:
-            return number
+        if len(text) <= 3 and 1 <= int(text) <= signal.SIGRTMAX:
+            return int(text)
     else:
         name = text.upper()
         name = name if name.startswith("SIG") else f"SIG{name}"

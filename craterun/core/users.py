@@ -48,7 +48,7 @@ def resolve_user(wanted: WantedUser, passwd: str, group: str) -> Identity:
         )
     uid = int(entry[2]) if entry else int(wanted.user)
     gid = int(entry[3]) if entry else 0
-    home = entry[5] if entry and entry[5].startswith("/") else "/"
+    home = entry[5] if entry and entry[5].startswith("/") and "\0" not in entry[5] else "/"
     groups: tuple[int, ...] = ()
     if wanted.group is not None:
         found = _find(group, wanted.group, 4)

@@ -150,14 +150,14 @@ class Keeper:
                 # Whoever the process is or becomes, /dev/stdout can be reopened for writing.
                 os.fchmod(write_end, 0o622)
                 if owner:
-                    os.fchown(write_end, owner, -1)
+                    _own(write_end, owner)
             stdin_end = -1
             if wants_stdin:
                 stdin_end, write_end = os.pipe2(os.O_CLOEXEC)
                 kept.pipes.append(write_end)
                 child_ends.append(stdin_end)
                 if owner:
-                    os.fchown(stdin_end, owner, -1)
+                    _own(stdin_end, owner)
             born_in = -1
             if cgroup:
                 born_in = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -325,6 +325,14 @@ class Keeper:
             fds = [kept.pidfd, *((kept.lock,) if kept.lock >= 0 else ()), *kept.pipes[:2]]
             self.send((*head, *state), fds)
         self.send((op.MSG_ADOPTED, -1), [])
+
+
+def _own(pipe: int, owner: int) -> None:
+    """fchown(2). EINVAL: there is no such user in our user namespace."""
+    try:
+        os.fchown(pipe, owner, -1)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "fchown") from None
 
 
 def start_time(pid: int) -> int:

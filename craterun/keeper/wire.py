@@ -74,8 +74,10 @@ def receive(sock: Any, buffer: bytearray) -> tuple[Any, list[int]] | None:
         view = memoryview(buffer)[:size]
         if view[:1] == _IN_MEMFD:
             memfd = fds.pop()
-            body = os.pread(memfd, os.fstat(memfd).st_size, 0)
-            os.close(memfd)
+            try:
+                body = os.pread(memfd, os.fstat(memfd).st_size, 0)
+            finally:
+                os.close(memfd)
             message = marshal.loads(body)
         else:
             message = marshal.loads(view[1:])
@@ -84,7 +86,7 @@ def receive(sock: Any, buffer: bytearray) -> tuple[Any, list[int]] | None:
     except BaseException as error:
         for fd in fds:
             os.close(fd)
-        if isinstance(error, (ValueError, EOFError, TypeError, IndexError)):
+        if isinstance(error, (ValueError, EOFError, TypeError, IndexError, OSError)):
             raise BrokenPeerError(f"undecodable message: {error}") from error
         raise
     return message, fds

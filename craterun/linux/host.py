@@ -62,7 +62,7 @@ def hierarchies(mounts: list[Mount]) -> tuple[Hierarchy, ...]:
     """
     found: dict[str, Hierarchy] = {}
     for mount in mounts:
-        if mount.readonly or not os.access(mount.point, os.W_OK):
+        if mount.readonly or mount.root != "/" or not os.access(mount.point, os.W_OK):
             continue
         if mount.kind == "cgroup2":
             offered = tuple(_read(f"{mount.point}/cgroup.controllers").split())

@@ -31,7 +31,7 @@ class Mount(msgspec.Struct, frozen=True):
 def parse_mountinfo(text: str) -> list[Mount]:
     """All mounts, in the order in which they are stacked."""
     mounts = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         head, separator, tail = line.partition(" - ")
         fields, more = head.split(" "), tail.split(" ")
         if not separator or len(fields) < 6 or len(more) < 3:
@@ -61,10 +61,11 @@ def _unescape(field: str) -> str:
 def parse_cgroup(text: str) -> dict[str, str]:
     """/proc/PID/cgroup as {controller: path}; ``""`` is the version 2 hierarchy."""
     paths = {}
-    for line in text.splitlines():
-        _, controllers, path = line.split(":", 2)
-        for controller in controllers.split(","):
-            paths[controller] = path
+    for line in text.split("\n"):  # not splitlines: a name may hold any other line separator
+        if line:
+            _, controllers, path = line.split(":", 2)
+            for controller in controllers.split(","):
+                paths[controller] = path
     return paths
 
 

@@ -27,6 +27,7 @@ class Stream(IntEnum):
     STDERR = 2
 
 
+_STREAMS = frozenset(Stream)
 FILES = {Stream.STDOUT: "stdout.log", Stream.STDERR: "stderr.log"}
 
 
@@ -50,10 +51,12 @@ class IndexEntry(msgspec.Struct, frozen=True):
 
 
 def read_index(path: str) -> Iterator[IndexEntry]:
-    """All whole entries of an index file; a torn last one is left out."""
+    """All whole entries of an index file; a torn last one, or what follows damage, is left out."""
     with open(path, "rb") as file:
         while len(data := file.read(_ENTRY.size)) == _ENTRY.size:
             time_ns, offset, length, stream = _ENTRY.unpack(data)
+            if stream not in _STREAMS:
+                return
             yield IndexEntry(time_ns, offset, length, Stream(stream))
 
 
@@ -77,6 +80,7 @@ class LogWriter:
         self.sizes = dict.fromkeys(Stream, 0)
         if resume:
             self.sizes = {stream: self._existing(FILES[stream]) for stream in Stream}
+            self._mend_index()
         self.error: OSError | None = None
         self.lost_bytes = 0
 
@@ -86,16 +90,18 @@ class LogWriter:
             self.lost_bytes += len(data)
             return
         offset = self.sizes[stream]
+        rest = data
         try:
-            self._write(FILES[stream], data)
-            self._write(INDEX, memoryview(IndexEntry(time_ns, offset, len(data), stream).pack()))
+            fd = self._open(FILES[stream])
+            while rest:
+                written = os.write(fd, rest)
+                self.sizes[stream] += written
+                rest = rest[written:]
+            entry = IndexEntry(time_ns, offset, len(data), stream)
+            os.write(self._open(INDEX), entry.pack())
         except OSError as error:
             self.error = error
-            # What did arrive of the chunk is part of the log: the file's size says so.
-            self.sizes[stream] = max(offset, self._existing(FILES[stream]))
-            self.lost_bytes += len(data) - (self.sizes[stream] - offset)
-            return
-        self.sizes[stream] = offset + len(data)
+            self.lost_bytes += len(rest)
 
     def has_failed(self) -> bool:
         """Whether logging ended by an error. True stays true."""
@@ -129,10 +135,11 @@ class LogWriter:
                 self._files[name] = os.open(name, flags, 0o600, dir_fd=self._directory)
             return self._files[name]
 
-    def _write(self, name: str, data: memoryview) -> None:
-        fd = self._open(name)
-        while data:
-            data = data[os.write(fd, data) :]
+    def _mend_index(self) -> None:
+        """Cut off an entry that the writer before us did not finish."""
+        size = self._existing(INDEX)
+        if size % _ENTRY.size:
+            os.ftruncate(self._open(INDEX), size - size % _ENTRY.size)
 
     def _existing(self, name: str) -> int:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 
 import msgspec
@@ -13,6 +14,12 @@ from craterun.core.life import FORMAT, Record
 METADATA = "metadata.json"
 _TEMPORARY = ".metadata.json.new"
 _MAX_BYTES = 16 * 1024 * 1024
+_REMEDY = "; remove the container with: craterun rm --force "
+
+
+class _Head(msgspec.Struct):
+    format: int
+
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
@@ -75,20 +82,25 @@ def read_record(directory: str, container_id: str) -> Record:
     try:
         # O_NONBLOCK: a foreign FIFO of this name must not block `ps`.
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as file:
-            content = file.read(_MAX_BYTES)
-        record = _decoder.decode(content)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise StateError(f"{printable(path)} is not a regular file{_REMEDY}{container_id}")
+            content = os.read(fd, _MAX_BYTES)
+        finally:
+            os.close(fd)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise StateError(f"{printable(path)}: {os.strerror(error.errno or 0)}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    try:
+        # First, so that fields of a later format are not called damage.
+        if msgspec.json.decode(content, type=_Head).format > FORMAT:
+            raise StateError(f"{printable(path)} was written by a newer craterun")
+        record = _decoder.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StateError(
-            f"{printable(path)} is damaged ({printable(str(error))}); "
-            f"remove the container with: craterun rm --force {container_id}"
+            f"{printable(path)} is damaged ({printable(str(error))}){_REMEDY}{container_id}"
         ) from error
-    if record.format > FORMAT:
-        raise StateError(f"{printable(path)} was written by a newer craterun")
     if record.id != container_id:
         raise StateError(f"{printable(path)} belongs to another container, {printable(record.id)}")
     return record

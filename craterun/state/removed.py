@@ -30,8 +30,11 @@ def note_removed(root: str, container_id: str, status: ExitStatus) -> None:
     """
     path = os.path.join(root, _FILE)
     line = msgspec.json.encode(_Line(container_id, status.exit_code, status.signal)) + b"\n"
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            line = b"\n" + line  # the one before was cut short by a full disk
         os.write(fd, line)
         full = os.fstat(fd).st_size > _MAX_BYTES
     finally:

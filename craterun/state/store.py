@@ -26,7 +26,7 @@ from craterun.core.errors import (
     printable,
 )
 from craterun.core.life import Record
-from craterun.core.units import is_id, is_id_prefix
+from craterun.core.units import is_id, is_id_prefix, is_name
 from craterun.state.records import read_record, write_record
 
 _NAMES = ".names"
@@ -63,21 +63,24 @@ class Store:
         :raises StateError: the state directory cannot be written to; nothing is left there
         """
         path = self.path(record.id)
-        fd = -1
+        fd, made = -1, False
         try:
             try:
                 os.mkdir(path, 0o700)
             except FileNotFoundError:
                 os.makedirs(self.root, 0o711, exist_ok=True)
                 os.mkdir(path, 0o700)
+            made = True
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Waits for nobody but a `ps` that looks at this very moment whether it is locked.
+            fcntl.flock(fd, fcntl.LOCK_EX)
             write_record(fd, record)
             if record.name is not None:
                 self._claim(record.name, record.id)
         except BaseException as error:
             if fd >= 0:
                 os.close(fd)
+            if made:
                 _remove_tree(path, ignore_errors=True)
             if isinstance(error, OSError):
                 raise StateError(
@@ -97,7 +100,8 @@ class Store:
         name = None if isinstance(record_or_id, str) else record_or_id.name
         try:
             # metadata.json goes first: from then on, no list shows the container.
-            _unlink(os.path.join(self.path(container_id), "metadata.json"))
+            with suppress(IsADirectoryError):
+                _unlink(os.path.join(self.path(container_id), "metadata.json"))
             _remove_tree(self.path(container_id))
         except FileNotFoundError:
             pass
@@ -239,7 +243,7 @@ class Store:
             os.symlink(container_id, link)
 
     def _owner(self, name: str) -> str | None:
-        if "/" in name or "\0" in name or name in (".", ".."):
+        if not is_name(name):
             return None
         owner = _read_link(os.path.join(self.root, _NAMES, name))
         if owner is None or not is_id(owner) or not os.path.isdir(self.path(owner)):
