@@ -67,8 +67,10 @@ async def run_container(
                     streams.start_soon(feed_input, container.stdin)
                 if attach:
                     await _attach(container)
-                status = await container.wait()
+                await container.wait()
                 streams.cancel_scope.cancel()
+            # Also after a signal made us leave the block before the reader had taken everything.
+            status = await container.wait()
     if container.record.error:
         complain(f"container {container.id}: {container.record.error}")
     return exit_code(status)
@@ -172,6 +174,8 @@ async def exec_command(
                 async with trio.open_nursery() as copies:
                     for stream in Stream:
                         copies.start_soon(copy, stream)
-                status = await execution.wait()
+                await execution.wait()
                 streams.cancel_scope.cancel()
+            execution.stop_reading()  # if a signal made us leave before the end of the output
+            status = await execution.wait()
     return exit_code(status)

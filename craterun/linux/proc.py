@@ -79,6 +79,17 @@ def parse_state(stat: bytes) -> str:
     return stat[stat.rindex(b")") + 2 :].split(b" ", 1)[0].decode()
 
 
+def is_in_memory(path: str) -> bool:
+    """Whether ``path``, or the nearest directory above it that exists, is on a tmpfs or ramfs."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    device = os.stat(path).st_dev
+    numbers = f"{os.major(device)}:{os.minor(device)}"
+    with open("/proc/self/mountinfo") as file:
+        mounts = parse_mountinfo(file.read())
+    return any(m.device == numbers and m.kind in ("tmpfs", "ramfs") for m in mounts)
+
+
 @cache
 def boot_id() -> str:
     """The kernel's name for this boot."""

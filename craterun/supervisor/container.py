@@ -135,33 +135,27 @@ class Container:
     async def supervise(self) -> None:
         """From the successful execve to the final record.
 
-        Cancellation kills the container; its output and its record are seen to their end all the
-        same, since the last lines before a timeout are the ones that people need.
+        Whatever ends a container early kills it and lets this go on: its output and its record are
+        seen to their end, since the last lines before a timeout are the ones that people need.
         """
-        async with trio.open_nursery() as outer:
-            outer.start_soon(self._kill_when_cancelled)
-            with trio.CancelScope(shield=True):
-                self._services.clerk.submit(self._write_if_alive)
-                async with trio.open_nursery() as watchers:
-                    watchers.start_soon(self._pump, self._launched.stdout, Stream.STDOUT)
-                    watchers.start_soon(self._pump, self._launched.stderr, Stream.STDERR)
-                    await self._exited()
-                    logger.debug("%s: %s", self.id, self._launched.status)
-                    await self._drain()
-                    watchers.cancel_scope.cancel()
-                await self._conclude()
-                # In this order: whoever waits in another process waits for the lock, which the
-                # keeper drops last, and then finds the record.
-                logger.debug("%s: recorded, %s bytes logged", self.id, self._log.writer.sizes)
-                self._finished.set()
-                await self._services.link.release(self._launched)
-            outer.cancel_scope.cancel()
-
-    async def _kill_when_cancelled(self) -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            self.kill()
+        self._services.clerk.submit(self._write_if_alive)
+        async with trio.open_nursery() as watchers:
+            # Not cancelled from outside: that only means SIGKILL, from `Supervisor`, and everything
+            # below happens all the same.
+            watchers.cancel_scope.shield = True
+            watchers.start_soon(self._pump, self._launched.stdout, Stream.STDOUT)
+            watchers.start_soon(self._pump, self._launched.stderr, Stream.STDERR)
+            await self._exited()
+            logger.debug("%s: %s", self.id, self._launched.status)
+            await self._drain()
+            watchers.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await self._conclude()
+            # In this order: whoever waits in another process waits for the lock, which the keeper
+            # drops last, and then finds the record.
+            logger.debug("%s: recorded, %s bytes logged", self.id, self._log.writer.sizes)
+            self._finished.set()
+            await self._services.link.release(self._launched)
 
     async def _pump(self, pipe: Fd, stream: Stream) -> None:
         await pump_output(pipe.fileno(), self._log, stream)

@@ -64,6 +64,10 @@ class Execution:
                 self._read_to_end.set()
         return data
 
+    def stop_reading(self) -> None:
+        """The rest of the output is of no interest."""
+        self._read_to_end.set()
+
     async def wait(self) -> ExitStatus:
         """Until the command has ended; its output may still have to be read."""
         await self._launched.exited.wait()

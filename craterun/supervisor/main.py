@@ -57,12 +57,14 @@ class Supervisor:
         self.facts = host.probe()
         self._keeper = link
         self._services: Services | None = None
+        self._containers: set[Container] = set()
+        self._ending = False
         self._roots: dict[str, RootDirectory] = {}
         self._tasks: trio.Nursery | None = None
         self._context: AbstractAsyncContextManager[None] | None = None
 
     async def __aenter__(self) -> Supervisor:
-        self._services = Services(self._keeper or KeeperLink.spawn())
+        self._services = Services(self._keeper or KeeperLink.spawn(), self.store.root)
         _raise_open_files()  # after the keeper was started: containers get what we got
         self._context = self._serve(self._services)
         await self._context.__aenter__()
@@ -85,11 +87,30 @@ class Supervisor:
     @asynccontextmanager
     async def _serve(self, services: Services) -> AsyncIterator[None]:
         try:
-            async with services.serving(), trio.open_nursery() as self._tasks:
-                yield
+            async with services.serving(), trio.open_nursery() as guard:
+                guard.start_soon(self._kill_when_cancelled)
+                async with trio.open_nursery() as self._tasks:
+                    try:
+                        yield
+                    except BaseException:
+                        self._kill_all()
+                        raise
+                guard.cancel_scope.cancel()
         finally:
             self._services = None
             cgroup.remove_parents(self.facts)
+
+    async def _kill_when_cancelled(self) -> None:
+        """For when the block has been left already and its end is being waited for."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._kill_all()
+
+    def _kill_all(self) -> None:
+        self._ending = True
+        for container in self._containers:
+            container.kill()
 
     def _running(self) -> tuple[Services, trio.Nursery]:
         if self._services is None or self._tasks is None:
@@ -128,7 +149,10 @@ class Supervisor:
         record = running_record(prepared.record, launched)
         container = Container(services, self.store, record, launched, prepared.directory)
         logger.debug("%s: pid %d executed %r", container.id, launched.pid, spec.command)
-        tasks.start_soon(look_after, container)
+        self._containers.add(container)
+        tasks.start_soon(self._look_after, container)
+        if self._ending:
+            container.kill()
         return container
 
     async def _examine(self, spec: Spec) -> tuple[RootDirectory | None, Identity]:
@@ -147,6 +171,10 @@ class Supervisor:
             self._roots[spec.rootfs] = check_rootfs(spec.rootfs)
         root = self._roots[spec.rootfs]
         return root, look_up_user(spec.user, root.path)
+
+    async def _look_after(self, container: Container) -> None:
+        await look_after(container)
+        self._containers.discard(container)
 
     def _prepare(self, spec: Spec, root: RootDirectory | None, identity: Identity) -> _Prepared:
         """By the clerk: everything that makes files, before anything is started."""

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from craterun.linux.proc import is_in_memory
 from craterun.supervisor.clerk import Clerk
 from craterun.supervisor.link import KeeperLink
 
@@ -18,9 +19,10 @@ class Services:
     :ivar clerk: does file work
     """
 
-    def __init__(self, link: KeeperLink) -> None:
+    def __init__(self, link: KeeperLink, root: str) -> None:
+        """:param root: the state directory, which decides where file work is done"""
         self.link = link
-        self.clerk = Clerk()
+        self.clerk = Clerk(in_place=is_in_memory(root))
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:

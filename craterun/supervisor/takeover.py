@@ -41,7 +41,7 @@ def main(number: int) -> None:
 
 
 async def _take_over(link: KeeperLink) -> None:
-    services = Services(link)
+    services = Services(link, "/")  # whatever their folders are on: correct in every case
     async with services.serving(), trio.open_nursery() as tasks:
         for launched in await link.adopt():
             tasks.start_soon(_adopt, services, launched)
