@@ -109,7 +109,7 @@ class Keeper:
                 self.hand_over()
             else:
                 return self.supervisor_died()
-        except (wire.BrokenPeerError, ConnectionError, TypeError, ValueError):
+        except (wire.BrokenPeerError, ConnectionError, TypeError, ValueError, LookupError):
             # Gone, or not our supervisor's messages: the same to us.
             return self.supervisor_died()
         return True

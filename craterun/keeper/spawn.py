@@ -14,6 +14,7 @@ import sys
 from typing import NamedTuple
 
 from craterun.core import flags as f
+from craterun.core.errors import UnsupportedHostError
 from craterun.linux import calls
 
 _PACKAGE_PARENT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -62,8 +63,8 @@ def spawn_keeper() -> SpawnedKeeper:
     Closing the socket ends the keeper, after it has found a successor for the containers that
     outlive their supervisor.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     interpreter = _readonly_interpreter()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         executable = f"/proc/self/fd/{interpreter}" if interpreter >= 0 else sys.executable
         inherited = [theirs.fileno(), *([interpreter] if interpreter >= 0 else [])]
@@ -106,5 +107,11 @@ def _readonly_interpreter() -> int:
         tree = calls.open_tree(f.AT_FDCWD, os.fsencode(sys.executable), f.OPEN_TREE_CLONE)
     except OSError:
         return -1
-    calls.mount_setattr(tree, 0, f.MOUNT_ATTR_RDONLY)
+    try:
+        calls.mount_setattr(tree, 0, f.MOUNT_ATTR_RDONLY)
+    except OSError as error:
+        os.close(tree)
+        raise UnsupportedHostError(
+            f"mount_setattr: {os.strerror(error.errno or 0)}; craterun needs Linux 5.12 or newer"
+        ) from error
     return tree

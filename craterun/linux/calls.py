@@ -30,7 +30,7 @@ def _prototype(name: str, *arguments: Any) -> Any:
     """
     function = _libc[name]
     function.argtypes = arguments
-    function.restype = c_long
+    function.restype = c_long if name == "syscall" else c_int
     return function
 
 

@@ -102,8 +102,12 @@ def kill(paths: Iterable[str]) -> None:
     """
     for path in paths:
         try:
-            with open(f"{path}/cgroup.kill", "w") as file:
-                file.write("1")
+            # Without O_CREAT: a version 1 hierarchy would say EPERM instead of ENOENT.
+            fd = os.open(f"{path}/cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, b"1")
+            finally:
+                os.close(fd)
         except FileNotFoundError:
             for pid in processes(path):
                 try:

@@ -45,8 +45,8 @@ class Fd:
     def __del__(self) -> None:
         number = getattr(self, "_number", -1)
         if number >= 0:
+            self.close()  # first: the warning may be an error
             warnings.warn(f"descriptor {number} was never closed", ResourceWarning, stacklevel=1)
-            self.close()
 
     def __repr__(self) -> str:
         return f"Fd({self._number})"

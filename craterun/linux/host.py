@@ -31,7 +31,7 @@ def probe() -> HostFacts:
         )
     return HostFacts(
         kernel=kernel,
-        hierarchies=hierarchies(parse_mountinfo(_read("/proc/self/mountinfo"))),
+        hierarchies=hierarchies(mount_table()),
         user_namespace=in_user_namespace(_read("/proc/self/uid_map")),
         last_capability=int(_read("/proc/sys/kernel/cap_last_cap")),
         usr_entries=tuple(_usr_entries()),
@@ -64,6 +64,8 @@ def hierarchies(mounts: list[Mount]) -> tuple[Hierarchy, ...]:
     for mount in mounts:
         if mount.readonly or mount.root != "/" or not os.access(mount.point, os.W_OK):
             continue
+        if not os.path.exists(f"{mount.point}/cgroup.procs"):
+            continue  # something else was mounted on top
         if mount.kind == "cgroup2":
             offered = tuple(_read(f"{mount.point}/cgroup.controllers").split())
             found.setdefault("unified", Hierarchy(2, offered, mount.point))
@@ -72,6 +74,20 @@ def hierarchies(mounts: list[Mount]) -> tuple[Hierarchy, ...]:
             if controllers:
                 found.setdefault(",".join(controllers), Hierarchy(1, controllers, mount.point))
     return tuple(found.values())
+
+
+def mount_table() -> list[Mount]:
+    """All mounts that this process sees."""
+    return parse_mountinfo(_read("/proc/self/mountinfo"))
+
+
+def is_in_memory(path: str) -> bool:
+    """Whether ``path``, or the nearest directory above it that exists, is on a tmpfs or ramfs."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    device = os.stat(path).st_dev
+    numbers = f"{os.major(device)}:{os.minor(device)}"
+    return any(m.device == numbers and m.kind in ("tmpfs", "ramfs") for m in mount_table())
 
 
 def _usr_entries() -> list[tuple[str, str]]:
@@ -86,5 +102,5 @@ def _usr_entries() -> list[tuple[str, str]]:
 
 
 def _read(path: str) -> str:
-    with open(path) as file:
+    with open(path, errors="surrogateescape") as file:  # a mount point is bytes
         return file.read()

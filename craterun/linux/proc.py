@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 from functools import cache
 
 import msgspec
@@ -79,17 +81,6 @@ def parse_state(stat: bytes) -> str:
     return stat[stat.rindex(b")") + 2 :].split(b" ", 1)[0].decode()
 
 
-def is_in_memory(path: str) -> bool:
-    """Whether ``path``, or the nearest directory above it that exists, is on a tmpfs or ramfs."""
-    while not os.path.exists(path):
-        path = os.path.dirname(path)
-    device = os.stat(path).st_dev
-    numbers = f"{os.major(device)}:{os.minor(device)}"
-    with open("/proc/self/mountinfo") as file:
-        mounts = parse_mountinfo(file.read())
-    return any(m.device == numbers and m.kind in ("tmpfs", "ramfs") for m in mounts)
-
-
 @cache
 def boot_id() -> str:
     """The kernel's name for this boot."""
@@ -99,24 +90,38 @@ def boot_id() -> str:
 
 def is_alive(process: Process) -> bool:
     """Whether ``process`` still runs: the same pid, start time and boot, and not a zombie."""
-    if process.boot_id != boot_id():
-        return False
     try:
-        with open(f"/proc/{process.pid}/stat", "rb") as file:
-            stat = file.read()
-    except OSError:
+        os.close(open_process(process))
+    except ProcessLookupError:
         return False
-    return parse_start_time(stat) == process.start_time and parse_state(stat) not in "ZX"
+    return True
 
 
 def open_process(process: Process) -> int:
     """A pidfd of ``process``, which the caller owns. `ProcessLookupError` if it has ended.
 
     The order closes the race with a reused pid: the descriptor is opened first, and only then
-    compared; from there on it cannot mean another process.
+    compared; from there on it cannot mean another process. A process has ended when its pidfd says
+    so, and not before: one whose first thread has ended looks like a zombie, too.
     """
-    pidfd = os.pidfd_open(process.pid)
-    if not is_alive(process):
-        os.close(pidfd)
-        raise ProcessLookupError(3, os.strerror(3), str(process.pid))
-    return pidfd
+    gone = ProcessLookupError(3, os.strerror(3), str(process.pid))
+    if process.boot_id != boot_id():
+        raise gone
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except (OSError, OverflowError) as error:
+        # EINVAL and ENOENT: a number that no process can have, or one that is a thread's now.
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
+        raise gone from None
+    try:
+        with open(f"/proc/{process.pid}/stat", "rb") as file:
+            started = parse_start_time(file.read())
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if started == process.start_time and not poll.poll(0):
+            return pidfd
+    except (OSError, ValueError):
+        pass
+    os.close(pidfd)
+    raise gone

@@ -6,11 +6,12 @@ import os
 import stat
 
 from craterun.core import flags as f
-from craterun.core.errors import RootfsError, printable
+from craterun.core.errors import RootfsError, UsageError, printable
 from craterun.core.spec import Identity, RootDirectory
+from craterun.core.units import argument_bytes
 from craterun.core.users import parse_user, resolve_user
 from craterun.linux import calls
-from craterun.linux.proc import parse_mountinfo
+from craterun.linux.host import mount_table
 
 _MARKERS = ("bin", "usr", "etc")
 _ACCOUNT_FILE_BYTES = 4 * 1024 * 1024
@@ -25,8 +26,10 @@ def check_rootfs(path: str) -> RootDirectory:
     shown = printable(path)
     if not path:
         raise RootfsError("rootfs is empty: give the path of a directory, or leave the option out")
-    if "\0" in path:
-        raise RootfsError(f"rootfs {shown!r} contains a NUL character")
+    try:
+        argument_bytes(path)
+    except UsageError as error:
+        raise RootfsError(f"rootfs: {error}") from None
     if not path.startswith("/"):
         raise RootfsError(f"rootfs {shown!r} is not an absolute path")
     try:
@@ -57,9 +60,7 @@ def _is_host_root(path: str, found: os.stat_result) -> bool:
         return True
     # Some filesystems give a bind mount of / other numbers than / itself: compare what the mount
     # table says is mounted, too.
-    with open("/proc/self/mountinfo") as file:
-        mounts = parse_mountinfo(file.read())
-    at = {mount.point: (mount.device, mount.root) for mount in mounts}
+    at = {mount.point: (mount.device, mount.root) for mount in mount_table()}
     return path in at and at[path] == at.get("/")
 
 
@@ -102,8 +103,10 @@ def read_inside(root: int, path: bytes) -> str:
         fd = calls.openat2(root, path, flags, f.RESOLVE_IN_ROOT | f.RESOLVE_NO_MAGICLINKS)
     except OSError:
         return ""
-    with open(fd, "rb") as file:
+    try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) or found.st_size > _ACCOUNT_FILE_BYTES:
             return ""
-        return file.read(_ACCOUNT_FILE_BYTES).decode("utf-8", "replace")
+        return os.read(fd, _ACCOUNT_FILE_BYTES).decode("utf-8", "replace")
+    finally:
+        os.close(fd)

@@ -97,8 +97,9 @@ class LogWriter:
                 written = os.write(fd, rest)
                 self.sizes[stream] += written
                 rest = rest[written:]
-            entry = IndexEntry(time_ns, offset, len(data), stream)
-            os.write(self._open(INDEX), entry.pack())
+            entry = memoryview(IndexEntry(time_ns, offset, len(data), stream).pack())
+            while entry:
+                entry = entry[os.write(self._open(INDEX), entry) :]
         except OSError as error:
             self.error = error
             self.lost_bytes += len(rest)

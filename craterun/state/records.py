@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import suppress
@@ -13,6 +14,8 @@ from craterun.core.life import FORMAT, Record
 
 METADATA = "metadata.json"
 _TEMPORARY = ".metadata.json.new"
+FILE_NAMES = (METADATA, _TEMPORARY)
+"""Every file of a container's folder that this module makes."""
 _MAX_BYTES = 16 * 1024 * 1024
 _REMEDY = "; remove the container with: craterun rm --force "
 
@@ -54,22 +57,35 @@ def write_record(directory: int, record: Record) -> None:
 def overwrite_record(directory: int, record: Record) -> None:
     """Replace the content of metadata.json in place, for when the disk has no room for a new file.
 
-    The blocks that the file has suffice. A reader at this very moment may see a torn record, and
-    reports it as damaged; the alternative is to lose the exit code.
+    The blocks that the file has suffice, if need be for a record without indentation or without
+    its ``error``. A reader at this very moment may see a torn record, and reports it as damaged;
+    the alternative is to lose the exit code.
 
-    :raises OSError: not even that was possible
+    :raises OSError: not even that was possible; the old record is still there
     """
-    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(METADATA, flags, dir_fd=directory)
+    fd = os.open(METADATA, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     try:
-        content = encode_record(record)
-        written = os.pwrite(fd, content, 0)
-        if written == len(content):
-            os.ftruncate(fd, written)
+        old = os.pread(fd, _MAX_BYTES, 0)
+        brief = msgspec.structs.replace(record, error=None)
+        forms = (encode_record(record), _encoder.encode(record), _encoder.encode(brief))
+        if not any(_overwrite(fd, content) for content in forms):
+            _overwrite(fd, old)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), METADATA)
     finally:
         os.close(fd)
     with suppress(FileNotFoundError):
         os.unlink(_TEMPORARY, dir_fd=directory)
+
+
+def _overwrite(fd: int, content: bytes) -> bool:
+    """Whether ``content`` could be written from the start of the file; then it is all of it."""
+    try:
+        if os.pwrite(fd, content, 0) < len(content):
+            return False
+        os.ftruncate(fd, len(content))
+    except OSError:
+        return False
+    return True
 
 
 def read_record(directory: str, container_id: str) -> Record:

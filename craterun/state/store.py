@@ -27,7 +27,7 @@ from craterun.core.errors import (
 )
 from craterun.core.life import Record
 from craterun.core.units import is_id, is_id_prefix, is_name
-from craterun.state.records import read_record, write_record
+from craterun.state.records import FILE_NAMES, read_record, write_record
 
 _NAMES = ".names"
 SYSTEM_ROOT = "/var/lib/craterun"
@@ -81,7 +81,7 @@ class Store:
             if fd >= 0:
                 os.close(fd)
             if made:
-                _remove_tree(path, ignore_errors=True)
+                _discard(path)
             if isinstance(error, OSError):
                 raise StateError(
                     f"cannot create container state in {printable(self.root)}: "
@@ -281,7 +281,16 @@ def _unlink(path: str) -> None:
         os.unlink(path)
 
 
-def _remove_tree(path: str, *, ignore_errors: bool = False) -> None:
+def _discard(path: str) -> None:
+    """Remove a folder that was just made, without needing a descriptor: there may be none left."""
+    for name in FILE_NAMES:
+        with suppress(OSError):
+            os.unlink(os.path.join(path, name))
+    with suppress(OSError):
+        os.rmdir(path)
+
+
+def _remove_tree(path: str) -> None:
     import shutil  # a slow import (compression modules), needed by few commands
 
-    shutil.rmtree(path, ignore_errors=ignore_errors)
+    shutil.rmtree(path)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from craterun.linux.proc import is_in_memory
+from craterun.linux.host import is_in_memory
 from craterun.supervisor.clerk import Clerk
 from craterun.supervisor.link import KeeperLink
 

@@ -1,0 +1,294 @@
+"""What is mounted in a container, with which flags, and in which order."""
+
+from __future__ import annotations
+
+import pytest
+
+from craterun.core import flags as f
+from craterun.core import opcodes as op
+from craterun.core import steps as s
+from craterun.core.mounts import DEVICES, etc_files
+from tests.unit.builders import all_run_plans, make_host, make_run_plan
+
+PLANS = all_run_plans()
+every_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
+ROOTFS_PLANS = {name: plan for name, plan in PLANS.items() if name.startswith("rootfs/")}
+every_rootfs_plan = pytest.mark.parametrize("plan", ROOTFS_PLANS.values(), ids=ROOTFS_PLANS.keys())
+_NOSUID, _NODEV, _NOEXEC = f.MOUNT_ATTR_NOSUID, f.MOUNT_ATTR_NODEV, f.MOUNT_ATTR_NOEXEC
+
+
+def last(plan: s.LaunchPlan, *kinds: type[s.Step]) -> int:
+    return max(n for n, step in enumerate(plan.steps) if isinstance(step, kinds))
+
+
+def first(plan: s.LaunchPlan, *kinds: type[s.Step]) -> int:
+    return min(n for n, step in enumerate(plan.steps) if isinstance(step, kinds))
+
+
+def filesystems(plan: s.LaunchPlan) -> list[s.NewFilesystem]:
+    return [step for step in plan.steps if isinstance(step, s.NewFilesystem)]
+
+
+# --- order ----------------------------------------------------------------------------------------
+
+
+@every_rootfs_plan
+def test_etc_files_are_covered_before_anything_of_ours_is_attached(plan: s.LaunchPlan) -> None:
+    # A hostile /etc/hosts could be a symlink into /proc: there must not be one yet.
+    covered = [
+        number
+        for number, step in enumerate(plan.steps)
+        if isinstance(step, s.Bind) and step.path.startswith(b"etc/")
+    ]
+    assert len(covered) == 3
+    assert max(covered) < first(plan, s.Attach)
+
+
+@every_plan
+def test_masks_come_after_every_mount_and_after_the_device_they_are_made_of(
+    plan: s.LaunchPlan,
+) -> None:
+    # CVE-2025-31133: a mask must be made of a /dev/null that the rootfs has no hand in.
+    before = last(plan, s.Attach, s.Bind, s.NewFilesystem, s.MakeDevice, s.MakeFile)
+    assert before < first(plan, s.Mask)
+    assert before < first(plan, s.RemountReadonly)
+
+
+@every_plan
+def test_a_slot_is_used_only_between_being_filled_and_being_closed(plan: s.LaunchPlan) -> None:
+    filled: set[int] = set()
+    for step in plan.steps:
+        match step:
+            case s.CloneTree(slot=slot) | s.NewFilesystem(slot=slot):
+                assert slot not in filled, "the mount that was in there would be lost"
+                filled.add(slot)
+            case s.Attach(slot=slot, close=close):
+                assert {slot, op.SLOT_ROOT} <= filled
+                if close:
+                    filled.remove(slot)
+            case s.Bind(slot=slot):
+                assert op.SLOT_ROOT in filled
+                assert slot == -1 or slot in filled
+            case s.MakeDirectory(slot=slot) | s.MakeFile(slot=slot) | s.MakeSymlink(slot=slot):
+                assert slot in filled
+            case s.Park(slot=slot):
+                assert slot in filled
+            case s.MakeDevice():
+                assert op.SLOT_DEV in filled
+            case s.Mask():
+                assert {op.SLOT_ROOT, op.SLOT_DEV, op.SLOT_FILES} <= filled
+            case s.RemountReadonly() | s.EnterRoot():
+                assert op.SLOT_ROOT in filled
+    assert filled == {op.SLOT_ROOT, op.SLOT_DEV, op.SLOT_FILES}
+
+
+@every_plan
+def test_only_what_is_attached_is_cloned(plan: s.LaunchPlan) -> None:
+    # Before Linux 6.15, open_tree clones nothing of a mount that is attached nowhere.
+    attached = {-1}
+    for step in plan.steps:
+        match step:
+            case s.Park(slot=slot) | s.Attach(slot=slot):
+                attached.add(slot)
+            case s.Bind(slot=slot):
+                assert slot in attached
+            case s.Mask():
+                assert attached >= {op.SLOT_FILES, op.SLOT_DEV}
+
+
+@every_plan
+def test_what_is_parked_goes_away_with_the_old_root(plan: s.LaunchPlan) -> None:
+    assert first(plan, s.PrivateMounts) < first(plan, s.Park)
+    assert last(plan, s.Park) < first(plan, s.PivotRoot)
+
+
+@every_plan
+def test_files_are_made_only_on_filesystems_of_ours(plan: s.LaunchPlan) -> None:
+    ours: set[int] = set()
+    for step in plan.steps:
+        if isinstance(step, s.NewFilesystem):
+            ours.add(step.slot)
+        elif isinstance(step, s.MakeDirectory | s.MakeFile | s.MakeSymlink):
+            assert step.slot in ours
+
+
+@every_plan
+def test_a_directory_is_made_before_what_is_in_it(plan: s.LaunchPlan) -> None:
+    made: set[tuple[int, bytes]] = set()
+    for step in plan.steps:
+        if isinstance(step, s.MakeDirectory | s.MakeFile | s.MakeSymlink):
+            parent = step.path.rpartition(b"/")[0]
+            assert not parent or (step.slot, parent) in made, step
+            assert (step.slot, step.path) not in made, step
+            made.add((step.slot, step.path))
+
+
+# --- flags ----------------------------------------------------------------------------------------
+
+
+@every_plan
+def test_no_filesystem_besides_the_root_honours_setuid_or_programs(plan: s.LaunchPlan) -> None:
+    others = [step for step in filesystems(plan) if step.slot != op.SLOT_ROOT]
+    assert {step.kind for step in others} == {b"proc", b"sysfs", b"tmpfs", b"devpts", b"mqueue"}
+    for step in others:
+        assert step.attributes & _NOSUID, step
+        assert step.attributes & _NOEXEC, step
+
+
+@every_plan
+def test_devices_work_only_where_we_put_them(plan: s.LaunchPlan) -> None:
+    for step in filesystems(plan):
+        made_for_devices = step.slot == op.SLOT_DEV or step.kind == b"devpts"
+        assert bool(step.attributes & _NODEV) != made_for_devices, step
+
+
+@every_plan
+def test_sysfs_is_read_only_and_proc_writable(plan: s.LaunchPlan) -> None:
+    readonly = {step.kind: step.attributes & f.MOUNT_ATTR_RDONLY for step in filesystems(plan)}
+    assert readonly[b"sysfs"]
+    assert not readonly[b"proc"]
+
+
+@every_plan
+def test_every_tmpfs_beside_the_root_is_of_limited_size(plan: s.LaunchPlan) -> None:
+    limited = [step for step in filesystems(plan) if step.kind == b"tmpfs" and step.slot]
+    assert len(limited) == 3
+    assert all(b"size" in dict(step.options) for step in limited)
+
+
+@every_plan
+def test_terminals_are_the_containers_own(plan: s.LaunchPlan) -> None:
+    (devpts,) = (step for step in filesystems(plan) if step.kind == b"devpts")
+    assert (b"newinstance", b"") in devpts.options
+    assert (b"ptmxmode", b"0666") in devpts.options
+
+
+# --- targets --------------------------------------------------------------------------------------
+
+
+@every_plan
+def test_kernel_filesystems_are_attached_to_directories_reached_without_symlinks(
+    plan: s.LaunchPlan,
+) -> None:
+    how = {step.path: step.how for step in plan.steps if isinstance(step, s.Attach)}
+    assert {path for path, kind in how.items() if kind == op.TARGET_DIRECTORY} == {
+        b"proc", b"sys", b"dev",
+    }  # fmt: skip
+    assert {path for path, kind in how.items() if kind == op.TARGET_EXISTING} == {
+        b"dev/pts", b"dev/shm", b"dev/mqueue",
+    }  # fmt: skip
+
+
+@every_plan
+def test_everything_below_dev_is_made_before_it_is_attached_to(plan: s.LaunchPlan) -> None:
+    made = {step.path for step in plan.steps if isinstance(step, s.MakeDirectory)}
+    for step in plan.steps:
+        if isinstance(step, s.Attach) and step.how == op.TARGET_EXISTING:
+            assert step.path.removeprefix(b"dev/") in made
+
+
+@every_plan
+def test_the_hosts_memory_keys_and_hardware_are_masked(plan: s.LaunchPlan) -> None:
+    masked = {step.path for step in plan.steps if isinstance(step, s.Mask)}
+    assert masked >= {
+        b"proc/kcore", b"proc/keys", b"proc/timer_list", b"proc/sched_debug", b"proc/acpi",
+        b"proc/scsi", b"proc/interrupts", b"sys/firmware", b"sys/devices/virtual/powercap",
+    }  # fmt: skip
+
+
+@every_plan
+def test_root_inside_cannot_write_to_what_governs_the_host(plan: s.LaunchPlan) -> None:
+    readonly = {step.path for step in plan.steps if isinstance(step, s.RemountReadonly)}
+    assert readonly >= {b"proc/sys", b"proc/sysrq-trigger", b"proc/irq", b"proc/bus", b"proc/fs"}
+
+
+@every_plan
+def test_targets_and_masks_are_relative_to_the_root(plan: s.LaunchPlan) -> None:
+    for step in plan.steps:
+        if isinstance(step, s.Attach | s.Bind | s.Mask | s.RemountReadonly | s.MakeFile):
+            assert not step.path.startswith(b"/"), step
+            assert b".." not in step.path.split(b"/"), step
+
+
+# --- devices --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_there_are_the_same_devices_whether_made_or_bound(bound: bool) -> None:
+    steps = make_run_plan(host=make_host(user_namespace=bound)).steps
+    made = {(x.path, x.major, x.minor) for x in steps if isinstance(x, s.MakeDevice)}
+    files = {x.path for x in steps if isinstance(x, s.MakeFile) and x.slot == op.SLOT_DEV}
+    binds = {x.source: x.path for x in steps if isinstance(x, s.Bind) and x.path[:4] == b"dev/"}
+    names = {name for name, _, _ in DEVICES}
+    assert names >= {b"null", b"zero", b"full", b"random", b"urandom", b"tty"}
+    if bound:
+        assert not made
+        assert files == names
+        assert binds == {b"/dev/" + name: b"dev/" + name for name in names}
+    else:
+        assert made == set(DEVICES)
+        assert not files
+        assert not binds
+
+
+def test_a_user_namespace_gets_no_group_for_terminals_that_it_may_not_map() -> None:
+    for bound in (False, True):
+        plan = make_run_plan(host=make_host(user_namespace=bound))
+        (devpts,) = (step for step in filesystems(plan) if step.kind == b"devpts")
+        assert (b"gid" in dict(devpts.options)) != bound
+
+
+# --- etc and the built-in root --------------------------------------------------------------------
+
+
+def test_hosts_and_hostname_know_the_containers_name() -> None:
+    files = dict(etc_files("box"))
+    assert files[b"hostname"] == b"box\n"
+    assert b"127.0.1.1\tbox\n" in files[b"hosts"]
+    assert b"127.0.0.1\tlocalhost\n" in files[b"hosts"]
+    assert b"\nnameserver" not in b"\n" + files[b"resolv.conf"]
+
+
+@pytest.mark.parametrize("root", ["rootfs", "built-in"])
+def test_the_container_sees_these_files_whatever_its_root(root: str) -> None:
+    plan = PLANS[f"{root}/made-devices/no-init/hybrid"]
+    made = {x.path: x.content for x in plan.steps if isinstance(x, s.MakeFile)}
+    for name, content in etc_files("box"):
+        assert made[name if root == "rootfs" else b"etc/" + name] == content
+
+
+def test_nothing_of_the_host_is_writable_or_setuid_from_the_built_in_root() -> None:
+    plan = make_run_plan(root=None)
+    binds = [x for x in plan.steps if isinstance(x, s.Bind) and x.slot == -1]
+    assert {x.source for x in binds} == {
+        b"/usr", b"/lib64", b"/etc/ld.so.cache", b"/etc/alternatives", b"/etc/ssl/certs",
+    }  # fmt: skip
+    for bind in binds:
+        assert bind.attributes == f.MOUNT_ATTR_RDONLY | _NOSUID | _NODEV, bind
+        assert bind.path == bind.source[1:]
+
+
+def test_bin_is_in_the_built_in_root_what_it_is_on_the_host() -> None:
+    plan = make_run_plan(root=None)
+    links = {x.path: x.to for x in plan.steps if isinstance(x, s.MakeSymlink)}
+    directories = {x.path for x in plan.steps if isinstance(x, s.MakeDirectory)}
+    assert links[b"bin"] == b"usr/bin"
+    assert b"lib64" in directories
+    assert b"bin" not in directories
+
+
+def test_a_bound_directory_of_etc_is_bound_as_one_and_a_file_as_one() -> None:
+    plan = make_run_plan(root=None)
+    how = {x.path: x.how for x in plan.steps if isinstance(x, s.Bind)}
+    assert how[b"etc/alternatives"] == op.TARGET_DIRECTORY
+    assert how[b"etc/ld.so.cache"] == op.TARGET_FILE
+
+
+def test_the_accounts_of_the_built_in_root_are_well_formed() -> None:
+    plan = make_run_plan(root=None)
+    made = {x.path: x.content for x in plan.steps if isinstance(x, s.MakeFile)}
+    passwd = [line.split(b":") for line in made[b"etc/passwd"].splitlines()]
+    groups = [line.split(b":") for line in made[b"etc/group"].splitlines()]
+    assert all(len(fields) == 7 for fields in passwd)
+    assert all(len(fields) == 4 for fields in groups)
+    assert {fields[3] for fields in passwd} <= {fields[2] for fields in groups}
