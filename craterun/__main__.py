@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> None:
     """Console script ``craterun``; also ``python -m craterun``. Exits with the command's code."""
+    _open_standard_streams()
     if sys.argv[1:] in (["--version"], ["-V"]):
         from craterun import __version__
 
@@ -15,6 +17,20 @@ def main() -> None:
     from craterun.cli.app import run_command_line
 
     sys.exit(run_command_line(sys.argv[1:]))
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null where a standard stream was closed, as by ``>&-``.
+
+    Otherwise the next socket or file would get that number, and somebody's output with it.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+            name = ("stdin", "stdout", "stderr")[number]
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
 
 
 if __name__ == "__main__":

@@ -274,10 +274,26 @@ class Child:
         stdin = self.stdin
         if stdin < 0:
             slot = self.slots[op.SLOT_DEV]
-            stdin = os.open(b"null", os.O_RDWR | os.O_CLOEXEC, dir_fd=slot)
+            stdin = self.container_null() if slot < 0 else self.own_null(slot)
         os.dup2(stdin, 0)
         os.dup2(self.stdout, 1)
         os.dup2(self.stderr, 2)
+
+    def own_null(self, slot: int) -> int:
+        return os.open(b"null", os.O_RDWR | os.O_CLOEXEC, dir_fd=slot)
+
+    def container_null(self) -> int:
+        """The /dev/null of a container that we joined, or, if that is no such thing, our own."""
+        try:
+            # Non-blocking, because the container may have put a FIFO there.
+            flags = os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            fd = os.open(b"/dev/null", flags)
+        except OSError:
+            return 0
+        if os.fstat(fd).st_rdev != os.makedev(1, 3):
+            return 0
+        os.set_blocking(fd, True)
+        return fd
 
     def close_descriptors(self) -> None:
         # Closing, not marking: while chdir runs, no descriptor may refer to anything of the host

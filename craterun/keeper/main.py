@@ -39,11 +39,13 @@ class Kept:
     :ivar pipes: what the supervisor gets as well: stdout, stderr, perhaps stdin
     :ivar lock: descriptor of the locked state directory, or -1; held, not used
     :ivar error: read end of the error pipe, -1 once it has been read to its end
+    :ivar abandoned: nobody is interested any more: it was killed, and only has to be reaped
     :ivar status: (si_code, si_status) once it was reaped
     """
 
     __slots__ = (
-        "buffer", "cookie", "error", "failure", "lock", "number", "pid", "pidfd", "pipes",
+        "abandoned", "buffer", "cookie", "error", "failure", "lock", "number", "pid", "pidfd",
+        "pipes",
         "start_time", "started", "status",
     )  # fmt: skip
 
@@ -59,6 +61,7 @@ class Kept:
         self.buffer = b""
         self.failure: tuple[int, int, bytes] | None = None
         self.started = False
+        self.abandoned = False
         self.status: tuple[int, int] | None = None
 
 
@@ -81,25 +84,25 @@ class Keeper:
 
     def run(self) -> None:
         """Serve until the supervisor is gone and nothing is left to keep."""
-        while True:
+        while self.sock is not None or self.kept:
             for fd, _ in self.epoll.poll():
-                if fd == self.sock.fileno():
-                    if not self.serve():
-                        return
-                elif (kept := self.by_fd.get(fd)) is not None:
-                    if fd == kept.error:
-                        self.read_error_pipe(kept)
-                    else:
-                        self.reap(kept)
+                if (kept := self.by_fd.get(fd)) is None:
+                    if self.sock is not None and fd == self.sock.fileno():
+                        self.serve()
+                elif fd == kept.error:
+                    self.read_error_pipe(kept)
+                else:
+                    self.reap(kept)
 
     # --- the supervisor's requests ------------------------------------------------------------
 
-    def serve(self) -> bool:
-        """One request. Returns whether to go on."""
+    def serve(self) -> None:
+        """One request, or the end of the supervisor."""
         try:
             received = wire.receive(self.sock, self.buffer)
             if received is None:
-                return self.supervisor_died()
+                self.supervisor_died()
+                return
             message, fds = received
             if message[0] == op.MSG_LAUNCH:
                 self.launch(fds, *message[1:])
@@ -108,14 +111,15 @@ class Keeper:
             elif message[0] == op.MSG_ADOPT:
                 self.hand_over()
             else:
-                return self.supervisor_died()
+                self.supervisor_died()
         except (wire.BrokenPeerError, ConnectionError, TypeError, ValueError, LookupError):
             # Gone, or not our supervisor's messages: the same to us.
-            return self.supervisor_died()
-        return True
+            self.supervisor_died()
 
     def send(self, message: tuple[Any, ...], fds: list[int]) -> None:
         """Send; a supervisor that is gone is noticed by `serve`, so failing here is no news."""
+        if self.sock is None:
+            return
         data, memfd = wire.encode(message)
         try:
             everything = [*fds, memfd] if memfd >= 0 else fds
@@ -164,8 +168,6 @@ class Keeper:
                 child_ends.append(born_in)
             pid, pidfd = calls.clone3(clone_flags, born_in)
             if pid == 0:
-                if stdin_end < 0 and join >= 0:
-                    stdin_end = 0  # ours is /dev/null; a container's own could be anything
                 streams = (stdin_end, child_ends[1], child_ends[2])
                 Child(streams, error_end, join, self.open_files).run(steps)
             kept.pid, kept.pidfd = pid, pidfd
@@ -279,7 +281,9 @@ class Keeper:
         """Tell how it ended, once both the pipe and the process have said all."""
         if kept.status is None or kept.error >= 0:
             return
-        if kept.failure is not None:
+        if kept.abandoned:
+            self.release(kept.number)
+        elif kept.failure is not None:
             self.send((op.MSG_FAILED, kept.number, *kept.failure), [])
             self.release(kept.number)
         else:
@@ -287,24 +291,31 @@ class Keeper:
 
     # --- a new supervisor ---------------------------------------------------------------------
 
-    def supervisor_died(self) -> bool:
-        """Kill what belonged to it alone; start a successor for the rest. Whether to go on."""
+    def supervisor_died(self) -> None:
+        """Kill what belonged to it alone; start a successor for the rest, if there is any."""
         self.epoll.unregister(self.sock.fileno())
         self.sock.close()
+        self.sock = None
         if self.successor:
             os.waitpid(self.successor, 0)
             self.successor = 0
-        adoptable = False
-        for kept in list(self.kept.values()):
-            if kept.cookie:
-                adoptable = True
-            elif kept.status is None:
-                _signal.pidfd_send_signal(kept.pidfd, _signal.SIGKILL)
-        if not adoptable:
-            return False
         self.takeovers += 1
-        if self.takeovers > _MAX_TAKEOVERS:
-            return False  # containers die with us: PR_SET_PDEATHSIG
+        for kept in list(self.kept.values()):
+            if not kept.cookie or self.takeovers > _MAX_TAKEOVERS:
+                self.abandon(kept)
+        if any(not kept.abandoned for kept in self.kept.values()):
+            self.start_successor()
+
+    def abandon(self, kept: Kept) -> None:
+        """Kill; it is released when it has been reaped."""
+        kept.abandoned = True
+        if kept.status is None:
+            _signal.pidfd_send_signal(kept.pidfd, _signal.SIGKILL)
+        else:
+            self.release(kept.number)
+
+    def start_successor(self) -> None:
+        """Start another supervisor, as a child of ours."""
         ours, theirs = _socket_pair()
         os.set_inheritable(theirs.fileno(), True)
         command = [*self.takeover, str(theirs.fileno())]
@@ -312,13 +323,11 @@ class Keeper:
         theirs.close()
         self.sock = ours
         self.epoll.register(ours.fileno(), select.EPOLLIN)
-        return True
 
     def hand_over(self) -> None:
         """Tell a successor about everything that is kept."""
         for kept in list(self.kept.values()):
-            if not kept.cookie:
-                self.release(kept.number)
+            if kept.abandoned:
                 continue
             head = (op.MSG_ADOPTED, kept.number, kept.pid, kept.start_time, kept.cookie)
             state = (kept.started, kept.status, kept.lock >= 0)

@@ -335,8 +335,8 @@ def _first_record(
         name=spec.name,
         status=State.CREATED,
         rootfs=root.path if root else HOST_ROOTFS,
-        command=spec.command,
-        env=spec.env,
+        command=tuple(map(_as_text, spec.command)),
+        env={_as_text(key): _as_text(value) for key, value in spec.env.items()},
         workdir=spec.workdir,
         user=spec.user,
         hostname=hostname,
@@ -346,6 +346,11 @@ def _first_record(
         created=datetime.now(UTC),
         cgroups=cgroups.paths,
     )
+
+
+def _as_text(argument: str) -> str:
+    """``argument`` for a JSON file: bytes that are no UTF-8 as escapes."""
+    return os.fsencode(argument).decode("utf-8", "backslashreplace")
 
 
 def _only_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException | None:

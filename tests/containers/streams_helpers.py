@@ -30,6 +30,33 @@ _READ_BYTES = 1024 * 1024
 _IN_ANY_CHANGE = 0x2 | 0x40 | 0x80 | 0x100 | 0x200  # MODIFY, MOVED_FROM, MOVED_TO, CREATE, DELETE
 _T = TypeVar("_T")
 
+LAUNCH_MANY = """
+import sys, trio, craterun.supervisor.main as main
+from craterun import Spec, Supervisor
+
+root, rootfs, made = *sys.argv[1:], main.new_id
+limit = trio.CapacityLimiter(16)
+
+def new_id():
+    made_id = made()
+    print(made_id, flush=True)
+    return made_id
+
+async def start(supervisor, number):
+    script = "echo out; read x </block" if number % 2 else "echo out"
+    async with limit:
+        await supervisor.start(Spec(rootfs=rootfs, command=("sh", "-c", script)))
+
+async def run():
+    async with Supervisor(root) as supervisor, trio.open_nursery() as starts:
+        for number in range(100):
+            starts.start_soon(start, supervisor, number)
+
+main.new_id = new_id
+trio.run(run)
+"""
+"""A program that launches a hundred containers, prints their ids before, and waits for them."""
+
 Digest = tuple[int, str]
 """Length and hash: what is compared instead of megabytes, which no report could show."""
 
@@ -46,6 +73,15 @@ def noise(seed: int, size: int = LARGEST) -> bytes:
 def digest(data: bytes | memoryview) -> Digest:
     """Length and hash of ``data``."""
     return len(data), hashlib.sha256(data).hexdigest()
+
+
+def common_prefix(one: bytes, other: bytes) -> int:
+    """Length of it, by bisection."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
+    return low
 
 
 def add_noise(rootfs: Path, size: int = LARGEST) -> tuple[bytes, bytes]:
@@ -121,15 +157,18 @@ def drain(*fds: int, read_bytes: int = _READ_BYTES) -> list[Digest]:
     return [(sizes[fd], hashes[fd].hexdigest()) for fd in fds]
 
 
-def until(directory: Path, condition: Callable[[], _T]) -> _T:
-    """Until ``condition`` is true, asked anew whenever something in ``directory`` changes."""
+def until(directory: Path, condition: Callable[[], _T], *others: int) -> _T:
+    """Until ``condition`` is true, asked anew whenever something in ``directory`` changes.
+
+    :param others: descriptors that, once readable, are a reason to ask as well
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     fd = libc.inotify_init1(os.O_CLOEXEC)
     try:
         assert libc.inotify_add_watch(fd, os.fsencode(directory), _IN_ANY_CHANGE) >= 0
         while not (result := condition()):
-            wait_readable(fd)
-            os.read(fd, 65536)
+            if fd in wait_readable(fd, *others):
+                os.read(fd, 65536)
         return result
     finally:
         os.close(fd)
@@ -164,6 +203,10 @@ class Gate:
     def open(self) -> None:
         """Let one ``read x </gate`` inside go on."""
         os.write(self._fd, b"\n")
+
+    def fileno(self) -> int:
+        """Readable once something inside was written to the gate."""
+        return self._fd
 
     def wait(self) -> bytes:
         """Until something inside was written to the gate; returns that."""
