@@ -9,9 +9,9 @@ from craterun.core.errors import printable
 
 
 def complain(message: str) -> None:
-    """One line on stderr."""
+    """One line on stderr, whatever characters of an argument or a container are in it."""
     try:
-        print(f"craterun: {message}", file=sys.stderr, flush=True)
+        print(f"craterun: {printable(message)}", file=sys.stderr, flush=True)
     except OSError:
         return  # nobody to tell
 

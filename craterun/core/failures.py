@@ -63,6 +63,10 @@ def explain(plan: s.LaunchPlan, step: int, errno: int, evidence: bytes) -> Crate
             f"the rootfs's /{printable(failed.path)} is a symlink or not a directory; nothing can "
             "be mounted there safely; replace it by an empty directory"
         )
+    if isinstance(failed, s.Bind) and errno == e.EISDIR:
+        return RootfsError(
+            f"the rootfs's /{printable(failed.path)} is a directory where a file belongs; remove it"
+        )
     if isinstance(failed, s.Attach | s.Bind) and errno == e.EROFS:
         return RootfsError(
             f"the rootfs has no /{printable(failed.path)} and is read-only; create the directory"

@@ -197,15 +197,17 @@ class Child:
         # end); a rootfs that is read-only or has no /etc does without.
         inside = f.RESOLVE_IN_ROOT | f.RESOLVE_NO_MAGICLINKS
         try:
-            return calls.openat2(root, path, os.O_PATH, inside)
+            target = calls.openat2(root, path, os.O_PATH, inside)
         except OSError:
-            pass
-        try:
-            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
-            os.close(calls.openat2(root, path, flags, inside, 0o644))
-            return calls.openat2(root, path, _PATH, _NO_LINKS)
-        except OSError:
-            return -1
+            try:
+                flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+                os.close(calls.openat2(root, path, flags, inside, 0o644))
+                return calls.openat2(root, path, os.O_PATH, inside)
+            except OSError:
+                return -1
+        if os.fstat(target).st_mode & 0o170000 == 0o040000:
+            raise OSError(21, "is a directory", path)
+        return target
 
     def bind(self, slot: int, source: bytes, path: bytes, how: int, attributes: int) -> None:
         base = self.slots[slot] if slot >= 0 else f.AT_FDCWD

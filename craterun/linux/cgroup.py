@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -13,6 +15,7 @@ from craterun.core.spec import HostFacts
 from craterun.linux.proc import parse_cgroup
 
 _ATTEMPTS = 3
+KILL_SECONDS = 2.0
 
 
 def create(plan: CgroupPlan) -> None:
@@ -94,26 +97,49 @@ def processes(path: str) -> list[int]:
         return []
 
 
-def kill(paths: Iterable[str]) -> None:
-    """SIGKILL every process in the cgroups ``paths``.
+def kill(paths: Iterable[str], seconds: float = KILL_SECONDS) -> None:
+    """SIGKILL every process in the cgroups ``paths`` and wait until they have ended.
 
-    ``cgroup.kill`` does it at once and without a race (Linux 5.14); in a version 1 hierarchy the
-    signal goes to the pids found there, which their pid namespace's end has usually killed before.
+    Returns after ``seconds`` all the same; `remove` then tells which cgroups are still in use.
+    ``cgroup.kill`` kills without a race (Linux 5.14); in a version 1 hierarchy the signal goes to
+    what is found there, again until nothing is.
     """
-    for path in paths:
-        try:
-            # Without O_CREAT: a version 1 hierarchy would say EPERM instead of ENOENT.
-            fd = os.open(f"{path}/cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(fd, b"1")
-            finally:
-                os.close(fd)
-        except FileNotFoundError:
-            for pid in processes(path):
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
+    deadline = time.monotonic() + seconds
+    paths = list(paths)
+    while time.monotonic() < deadline:
+        for path in paths:
+            with suppress(FileNotFoundError):
+                _write_kill(path)
+        found = {pid for path in paths for pid in processes(path)}
+        if not found:
+            return
+        for pid in found:
+            _kill_process(pid, deadline)
+
+
+def _write_kill(path: str) -> None:
+    # Without O_CREAT: a version 1 hierarchy would say EPERM instead of ENOENT.
+    fd = os.open(f"{path}/cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, b"1")
+    finally:
+        os.close(fd)
+
+
+def _kill_process(pid: int, deadline: float) -> None:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(pidfd)
 
 
 def of_process(pid: int, host: HostFacts) -> CgroupPlan:

@@ -8,6 +8,7 @@ import os
 import pytest
 
 from craterun.linux.fd import Fd
+from tests.kernel.forked import in_child
 
 
 def is_open(number: int) -> bool:
@@ -91,3 +92,18 @@ def test_a_forgotten_descriptor_is_closed_even_where_warnings_are_errors() -> No
 
 def test_an_owner_that_was_never_completed_can_still_be_deleted() -> None:
     Fd.__new__(Fd).__del__()
+
+
+def test_zero_is_a_descriptor_like_any_other() -> None:
+    def own() -> list[bool]:
+        fd = Fd(0)
+        found = [fd.closed, fd.fileno() == 0, is_open(0)]
+        fd.close()
+        found += [fd.closed, is_open(0)]
+        assert os.open("/dev/null", os.O_RDONLY) == 0
+        forgotten = Fd(0)
+        with pytest.warns(ResourceWarning, match="descriptor 0 was never closed"):
+            del forgotten
+        return [*found, is_open(0)]
+
+    assert in_child(own) == [False, True, True, True, False, False]

@@ -10,7 +10,6 @@ import pytest
 from craterun.core.errors import UnsupportedHostError
 from craterun.core.spec import HostFacts
 from craterun.linux import host
-from craterun.linux.proc import parse_mountinfo
 from tests.kernel.forked import enter_new, in_child, mount_tmpfs, private_mounts
 
 STRANGE_NAMES = (
@@ -23,11 +22,22 @@ def test_the_facts_are_those_of_this_host() -> None:
     facts = host.probe()
     assert ".".join(map(str, facts.kernel)) == ".".join(os.uname().release.split(".")[:2])
     assert facts.last_capability == int(Path("/proc/sys/kernel/cap_last_cap").read_text())
-    for name, link in facts.usr_entries:
-        assert os.path.isdir(f"/{name}")
-        assert link == (os.readlink(f"/{name}") if os.path.islink(f"/{name}") else "")
-    for name in facts.etc_entries:
-        assert os.path.isdir(f"/etc/{name}") == name.endswith("/")
+    assert "bin" in dict(facts.usr_entries)
+
+
+def test_top_level_directories_are_links_or_directories_as_they_are_on_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(host, "USR_NAMES", ("proc", "no such name", "proc/self", "etc/passwd"))
+    assert host.probe().usr_entries == (("proc", ""), ("proc/self", str(os.getpid())))
+
+
+def test_of_etc_there_is_what_exists_with_directories_marked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(host, "ETC_NAMES", ("passwd", "no such name", "ssl", "."))
+    found = host.probe().etc_entries
+    assert found == ("passwd", *(("ssl/",) if os.path.isdir("/etc/ssl") else ()), "./")
 
 
 def test_every_hierarchy_is_one_that_can_be_used() -> None:
@@ -51,6 +61,12 @@ def test_a_user_namespace_is_noticed() -> None:
     assert host.probe().user_namespace == host.in_user_namespace(mapped)
 
 
+def test_the_oldest_kernel_that_suffices_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    oldest = os.uname_result(("Linux", "box", "5.12.0", "#1", "x86_64"))
+    monkeypatch.setattr(os, "uname", lambda: oldest)
+    assert host.probe().kernel == (5, 12)
+
+
 def test_a_kernel_that_is_too_old_is_refused_with_what_it_needs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -68,15 +84,9 @@ def test_a_mount_point_with_a_strange_name_is_found_as_it_is(tmp_path: Path, nam
     def mount() -> list[str]:
         private_mounts()
         mount_tmpfs(path)
-        return [mount.point for mount in parse_mountinfo(_mountinfo())]
+        return [mount.point for mount in host.mount_table()]
 
     assert os.fsdecode(path) in in_child(mount)
-
-
-def _mountinfo() -> str:
-    # newline="": universal newlines would change what the kernel wrote.
-    with open("/proc/self/mountinfo", newline="") as file:
-        return file.read()
 
 
 def test_a_mount_point_that_is_not_utf_8_does_not_end_in_a_traceback(tmp_path: Path) -> None:
@@ -86,6 +96,7 @@ def test_a_mount_point_that_is_not_utf_8_does_not_end_in_a_traceback(tmp_path: P
     def probe() -> HostFacts:
         private_mounts()
         mount_tmpfs(path)
+        assert os.fsdecode(path) in [mount.point for mount in host.mount_table()]
         return host.probe()
 
     assert in_child(probe).hierarchies == host.probe().hierarchies
@@ -102,3 +113,14 @@ def test_a_hierarchy_hidden_below_another_mount_is_left_out() -> None:
         return [hierarchy.mountpoint for hierarchy in host.probe().hierarchies]
 
     assert unified[0] not in in_child(probe)
+
+
+def test_a_place_in_memory_is_told_from_one_on_disk_even_before_it_exists(tmp_path: Path) -> None:
+    def look() -> list[bool]:
+        private_mounts()
+        mount_tmpfs(os.fsencode(tmp_path))
+        return [host.is_in_memory(str(tmp_path)), host.is_in_memory(f"{tmp_path}/not/yet")]
+
+    assert in_child(look) == [True, True]
+    assert not host.is_in_memory("/proc")
+    assert not host.is_in_memory("/proc/no/such/place")

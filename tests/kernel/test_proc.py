@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import resource
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ import pytest
 
 from craterun.core.life import Process
 from craterun.linux.proc import boot_id, is_alive, open_process
-from tests.kernel.forked import parked, start_time
+from tests.kernel.forked import in_child, parked, start_time
 
 _NR_EXIT = {"x86_64": 60}.get(os.uname().machine, 93)
 
@@ -29,8 +31,9 @@ def refuse(process: Process) -> None:
     """``process`` is neither alive nor can it be opened."""
     before = set(os.listdir("/proc/self/fd"))
     assert not is_alive(process)
-    with pytest.raises(ProcessLookupError):
+    with pytest.raises(ProcessLookupError) as caught:
         open_process(process)
+    assert (caught.value.errno, caught.value.filename) == (errno.ESRCH, str(process.pid))
     assert set(os.listdir("/proc/self/fd")) == before
 
 
@@ -85,6 +88,34 @@ def test_a_reused_pid_is_not_taken_for_the_process(later: int) -> None:
 @pytest.mark.parametrize("other", ["", "00000000-0000-4000-8000-000000000000", "\0"])
 def test_a_process_of_another_boot_is_gone(other: str) -> None:
     refuse(msgspec.structs.replace(named(os.getpid()), boot_id=other))
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_lack_of_descriptors_is_not_taken_for_the_end_of_a_process(left: int) -> None:
+    # `rm` removes what has ended: an error must not look like an end.
+    with parked() as pid:
+        process = named(pid)
+
+        def look() -> list[int | None]:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+            held: list[int] = []
+            try:
+                while True:
+                    held.append(os.dup(0))
+            except OSError:
+                for fd in held[:left]:
+                    os.close(fd)
+            found: list[int | None] = []
+            for function in (open_process, is_alive):
+                try:
+                    found.append(int(function(process)))
+                except OSError as error:
+                    found.append(error.errno)
+            for fd in held[left:]:
+                os.close(fd)
+            return found
+
+        assert in_child(look) == [errno.EMFILE] * 2
 
 
 @contextmanager

@@ -92,7 +92,11 @@ def make_run_plan(
 
 
 def make_exec_plan(
-    *, host: HostFacts | None = None, stdin: bool = False, join_user: bool = False
+    *,
+    host: HostFacts | None = None,
+    stdin: bool = False,
+    join_user: bool = False,
+    groups: tuple[int, ...] = (5,),
 ) -> LaunchPlan:
     """The plan of a further process in a container."""
     host = host or make_host()
@@ -102,7 +106,7 @@ def make_exec_plan(
         env={"A": "1"},
         hostname="box",
         workdir="/tmp",
-        identity=Identity(1000, 1000, (5,), "/home/alice"),
+        identity=Identity(1000, 1000, groups, "/home/alice"),
         cgroups=plan_cgroups(ID, host),
         stdin=stdin,
         join_user=join_user,

@@ -98,6 +98,14 @@ def test_a_rootfs_that_was_swapped_is_the_rootfs_fault() -> None:
     assert str(error) == "rootfs /srv/x was replaced while the container was starting"
 
 
+def test_a_rootfs_that_cannot_be_bound_was_not_swapped() -> None:
+    error = tell(s.CloneTree(0, b"/srv/x"), e.ENOMEM, b"copen_tree")
+    assert str(error) == (
+        "cannot bind a directory: open_tree /srv/x: Cannot allocate memory (ENOMEM)"
+    )
+    assert isinstance(tell(s.PivotRoot(), e.ESTALE, b"cpivot_root"), KernelRefusedError)
+
+
 TARGETS = [
     s.Attach(op.SLOT_WORK, b"proc", op.TARGET_DIRECTORY, True),
     s.Bind(op.SLOT_FILES, b"x", b"proc", op.TARGET_FILE, 0),
@@ -236,6 +244,22 @@ def test_a_command_that_does_not_execute_says_why(errno: int, head: bytes, why: 
     assert str(error).startswith("cannot execute /bin/app: ")
     with pytest.raises(CommandNotExecutableError, match=why):
         raise error
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        (3, "i386"), (8, "MIPS"), (0x15, "PowerPC64"), (0x16, "s390"), (0x28, "ARM"),
+        (0x3E, "x86-64"), (0xB7, "AArch64"), (0xF3, "RISC-V"), (0x102, "LoongArch"),
+    ],
+)  # fmt: skip
+def test_a_foreign_program_is_told_by_its_machine_in_either_byte_order(
+    number: int, name: str
+) -> None:
+    for head, order in ((ELF, "little"), (ELF_BIG, "big")):
+        machine = number.to_bytes(2, "little" if order == "little" else "big")
+        error = execute(e.ENOEXEC, b"/bin/app\0" + head + machine + b"\x01\0\0\0")
+        assert f"an ELF file for {name}, which" in str(error)
 
 
 # --- anything -------------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ def test_only_the_identity_map_is_the_initial_user_namespace(uid_map: str, insid
 def cgroups(tmp_path: Path) -> Path:
     for name in ("unified", "memory", "cpu", "systemd", "second"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "cgroup.procs").write_text("")
     (tmp_path / "unified" / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
     (tmp_path / "second" / "cgroup.controllers").write_text("\n")
     return tmp_path
@@ -117,6 +118,17 @@ def test_a_hierarchy_that_cannot_be_written_to_is_left_out(cgroups: Path) -> Non
         line("cgroup2", cgroups / "second"),
     ]
     assert [hierarchy.mountpoint for hierarchy in hierarchies(mounts)] == [str(cgroups / "second")]
+
+
+def test_a_hierarchy_hidden_below_another_mount_is_left_out(cgroups: Path) -> None:
+    for name in ("unified", "memory"):
+        (cgroups / name / "cgroup.procs").unlink()
+    mounts = [
+        line("cgroup2", cgroups / "unified"),
+        line("cgroup", cgroups / "memory", "rw,memory"),
+        line("cgroup", cgroups / "cpu", "rw,cpu"),
+    ]
+    assert [hierarchy.mountpoint for hierarchy in hierarchies(mounts)] == [str(cgroups / "cpu")]
 
 
 def test_a_mount_of_a_part_of_a_hierarchy_is_left_out(cgroups: Path) -> None:

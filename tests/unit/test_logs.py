@@ -266,3 +266,16 @@ def test_a_failure_on_one_stream_ends_the_log_of_both(tmp_path: Path) -> None:
     assert writer.error.errno == errno.EISDIR
     assert (tmp_path / "stderr.log").read_bytes() == b"12"
     assert writer.lost_bytes == 7
+
+
+def test_finishing_twice_closes_nobody_elses_descriptors(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    with no_leaked_descriptors():
+        writer = LogWriter(fd)
+        append(writer, [(Stream.STDOUT, b"x")])
+        writer.finish()
+        others = [os.dup(0) for _ in range(5)]
+        writer.finish()
+        for other in others:
+            os.close(other)
+    os.close(fd)

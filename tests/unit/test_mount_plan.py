@@ -7,13 +7,19 @@ import pytest
 from craterun.core import flags as f
 from craterun.core import opcodes as op
 from craterun.core import steps as s
-from craterun.core.mounts import DEVICES, etc_files
+from craterun.core.mounts import etc_files
 from tests.unit.builders import all_run_plans, make_host, make_run_plan
 
 PLANS = all_run_plans()
 every_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
 ROOTFS_PLANS = {name: plan for name, plan in PLANS.items() if name.startswith("rootfs/")}
 every_rootfs_plan = pytest.mark.parametrize("plan", ROOTFS_PLANS.values(), ids=ROOTFS_PLANS.keys())
+DEVICES = (
+    (b"null", 1, 3), (b"zero", 1, 5), (b"full", 1, 7), (b"random", 1, 8), (b"urandom", 1, 9),
+    (b"tty", 5, 0),
+)  # fmt: skip
+"""As devices.txt of the kernel's documentation has them."""
+
 _NOSUID, _NODEV, _NOEXEC = f.MOUNT_ATTR_NOSUID, f.MOUNT_ATTR_NODEV, f.MOUNT_ATTR_NOEXEC
 
 
@@ -163,6 +169,45 @@ def test_terminals_are_the_containers_own(plan: s.LaunchPlan) -> None:
     assert (b"ptmxmode", b"0666") in devpts.options
 
 
+@every_plan
+def test_shared_memory_is_for_everybody_and_terminals_for_their_group(plan: s.LaunchPlan) -> None:
+    options = [dict(step.options) for step in filesystems(plan)]
+    assert {b"mode": b"1777", b"size": b"67108864"} in options
+    (devpts,) = (found for found in options if b"newinstance" in found)
+    assert devpts[b"mode"] == b"0620"
+    assert devpts.get(b"gid", b"5") == b"5"
+
+
+def test_whoever_the_user_is_can_use_the_devices_and_read_etc() -> None:
+    for plan in PLANS.values():
+        files = [step for step in plan.steps if isinstance(step, s.MakeFile)]
+        modes = {step.path: step.mode for step in files if step.slot == op.SLOT_DEV}
+        assert set(modes.values()) <= {0o666}
+        assert {step.mode for step in files if step.slot != op.SLOT_DEV} == {0o644}
+
+
+@every_rootfs_plan
+def test_the_containers_own_etc_files_can_be_changed_inside(plan: s.LaunchPlan) -> None:
+    covers = [x for x in plan.steps if isinstance(x, s.Bind) and x.slot == op.SLOT_FILES]
+    assert [x.attributes for x in covers] == [0] * 3
+
+
+def test_directories_of_the_built_in_root_have_the_usual_modes() -> None:
+    steps = make_run_plan(root=None).steps
+    made = [x for x in steps if isinstance(x, s.MakeDirectory) and x.slot == op.SLOT_ROOT]
+    special = {
+        b"tmp": 0o1777, b"var/tmp": 0o1777, b"root": 0o700, b"proc": 0o555, b"sys": 0o555,
+    }  # fmt: skip
+    assert {x.path: x.mode for x in made} == {x.path: special.get(x.path, 0o755) for x in made}
+    assert special.keys() <= {x.path for x in made}
+
+
+@every_plan
+def test_what_masks_a_directory_is_empty_and_stays_so(plan: s.LaunchPlan) -> None:
+    (empty,) = (x for x in plan.steps if isinstance(x, s.MakeDirectory) and x.path == b"empty")
+    assert (empty.slot, empty.mode) == (op.SLOT_FILES, 0o555)
+
+
 # --- targets --------------------------------------------------------------------------------------
 
 
@@ -220,7 +265,6 @@ def test_there_are_the_same_devices_whether_made_or_bound(bound: bool) -> None:
     files = {x.path for x in steps if isinstance(x, s.MakeFile) and x.slot == op.SLOT_DEV}
     binds = {x.source: x.path for x in steps if isinstance(x, s.Bind) and x.path[:4] == b"dev/"}
     names = {name for name, _, _ in DEVICES}
-    assert names >= {b"null", b"zero", b"full", b"random", b"urandom", b"tty"}
     if bound:
         assert not made
         assert files == names

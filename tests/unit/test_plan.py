@@ -243,6 +243,9 @@ def test_groups_are_left_alone_only_where_a_user_namespace_denies_setgroups() ->
     mapped = make_host(user_namespace=True)
     assert groups_of(make_run_plan(host=mapped)) is None
     assert groups_of(make_run_plan(host=mapped, identity=Identity(1, 1, (7,)))) == (7,)
+    assert groups_of(make_exec_plan(groups=())) == ()
+    assert groups_of(make_exec_plan(groups=(), host=mapped)) is None
+    assert groups_of(make_exec_plan(groups=(), join_user=True)) is None
 
 
 # --- capabilities, environment, look-up -----------------------------------------------------------

@@ -92,7 +92,7 @@ def test_a_record_is_json_that_a_person_can_read(folder: Folder) -> None:
     fields = json.loads(text)
     assert fields["created"] == "2024-02-29T12:30:15.123456Z"
     assert fields["finished"] is None
-    assert fields["format"] == FORMAT
+    assert fields["format"] == 1, "files of this version are out there"
 
 
 def test_only_the_owner_can_read_a_record(folder: Folder) -> None:
@@ -149,6 +149,19 @@ def test_a_failed_write_leaves_the_old_record(
         patch.setattr(os, "write", _disk_full)
         with pytest.raises(OSError, match="No space left"):
             write_record(fd, make_record(status=State.STOPPED))
+    assert read(path) == make_record()
+
+
+def test_a_record_that_cannot_be_overwritten_is_still_there(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, fd = folder
+    write_record(fd, make_record())
+    room, pwrite = len(encode_record(make_record())), os.pwrite
+    with monkeypatch.context() as patch, no_leaked_descriptors():
+        patch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[: room - at], at))
+        with pytest.raises(OSError, match="No space left"):
+            overwrite_record(fd, make_record(limits={"memory": "x" * 2 * room}))
     assert read(path) == make_record()
 
 
@@ -275,7 +288,7 @@ def test_a_newer_format_with_other_fields_is_not_called_damaged(tmp_path: Path) 
 def test_a_symlink_in_its_place_is_not_followed(tmp_path: Path, target: str) -> None:
     (tmp_path / "real.json").write_bytes(encode_record(make_record()))
     (tmp_path / METADATA).symlink_to(target)
-    refused(tmp_path)
+    assert "symbolic links" in refused(tmp_path)
 
 
 def test_a_directory_in_its_place_is_refused_and_leaks_nothing(tmp_path: Path) -> None:

@@ -72,7 +72,15 @@ def test_a_store_does_not_move_with_the_working_directory(
 def test_a_container_is_created_with_its_record_in_a_private_folder(store: Store) -> None:
     record = create(store, A, "web")
     assert store.load(A) == record
-    assert os.stat(store.path(A)).st_mode & 0o777 == 0o700
+    create(store, B)
+    for path, mode in (
+        (store.root, 0o711),  # those who may know an id can reach it, nobody lists them
+        (store.path(A), 0o700),
+        (store.path(B), 0o700),
+        (f"{store.root}/.names", 0o700),
+    ):
+        assert os.stat(path).st_mode & 0o777 == mode, path
+    store.remove(B)
     assert everything(store) == [".names", ".names/web", A, f"{A}/metadata.json"]
 
 
@@ -156,6 +164,20 @@ def test_an_ambiguity_of_many_is_told_in_a_few(store: Store) -> None:
     with pytest.raises(AmbiguousIdError, match="and others") as caught:
         store.resolve("f")
     assert str(caught.value).count("f0") == 8
+
+
+def test_an_ambiguity_of_eight_is_told_in_full(store: Store) -> None:
+    for number in range(8):
+        create(store, f"f{number:015x}")
+    with pytest.raises(AmbiguousIdError) as caught:
+        store.resolve("f")
+    assert "and others" not in str(caught.value)
+    assert str(caught.value).count("f0") == 8
+
+
+def test_an_empty_id_is_told_as_such(store: Store) -> None:
+    with pytest.raises(NoSuchContainerError, match="the container id is empty"):
+        store.resolve("")
 
 
 def test_a_name_comes_before_a_prefix_and_a_whole_id_before_a_name(store: Store) -> None:
@@ -305,6 +327,7 @@ def test_a_folder_that_cannot_be_removed_is_an_error(
     monkeypatch.setattr(os, "rmdir", _refuse(errno.EBUSY))
     with pytest.raises(StateError, match=f"cannot remove .*{A}: .*busy"):
         store.remove(A)
+    assert not [x for x in store.records() if isinstance(x, Record)], "it is half a container now"
 
 
 def test_a_container_whose_record_became_a_directory_can_still_be_removed(store: Store) -> None:

@@ -150,6 +150,23 @@ def test_somebody_who_looks_does_not_make_a_creation_fail(
     assert store.load(ID) == make_record()
 
 
+def test_names_are_given_out_one_at_a_time(store: Store) -> None:
+    os.close(store.create(make_record(id="f" * 16, name="first")))
+    names = f"{store.root}/.names"
+    holder = Fd(os.open(names, os.O_RDONLY))
+    fcntl.flock(holder.fileno(), fcntl.LOCK_EX)
+    made: list[int] = []
+    thread = threading.Thread(target=lambda: made.append(store.create(make_record())))
+    thread.start()
+    waited = look_until(lambda: blocked_on(names))
+    before = os.listdir(names)
+    holder.close()
+    thread.join(_SECONDS)
+    os.close(made[0])
+    assert (waited, before) == (True, ["first"])
+    assert store.resolve("web") == ID
+
+
 def test_of_many_who_want_a_name_at_once_one_gets_it(store: Store) -> None:
     ids = [f"{number:016x}" for number in range(12)]
     start = threading.Barrier(len(ids))

@@ -50,6 +50,11 @@ def test_the_highest_uid_and_gid_are_taken() -> None:
 # --- looked up ------------------------------------------------------------------------------------
 
 
+def test_the_highest_ids_in_the_files_count() -> None:
+    passwd, group = "u:x:4294967294:4294967294::/:/bin/sh", "g:x:4294967294:u"
+    assert resolve("u", passwd, group) == Identity(4294967294, 4294967294, (4294967294,), "/")
+
+
 def test_a_name_gets_its_ids_its_home_and_the_groups_that_list_it() -> None:
     assert resolve("alice") == Identity(1000, 1001, (50, 10), "/home/alice")
 

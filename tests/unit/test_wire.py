@@ -139,6 +139,13 @@ def test_descriptors_beside_an_empty_message_are_closed(pair: Pair) -> None:
         assert receive(pair[1]) is None
 
 
+def test_credentials_beside_a_message_are_not_taken_for_descriptors(pair: Pair) -> None:
+    pair[1].setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    with no_leaked_descriptors():
+        send(pair[0], (1,), [])
+        assert receive(pair[1]) == ((1,), [])
+
+
 def test_no_descriptors_need_no_ancillary_data() -> None:
     assert wire.ancillary([]) == []
 
