@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -110,7 +111,9 @@ class Store:
                 f"cannot remove {printable(self.path(container_id))}: "
                 f"{os.strerror(error.errno or 0)}"
             ) from error
-        for claimed, owner in [(name, container_id)] if name else self._names():
+        # A name in a record that somebody edited is not to be trusted with being a file name.
+        known = name is not None and is_name(name)
+        for claimed, owner in [(name, container_id)] if known else self._names():
             if owner == container_id and claimed is not None:
                 with self._names_locked() as names:
                     if _read_link(os.path.join(names, claimed)) == container_id:
@@ -141,7 +144,7 @@ class Store:
             try:
                 yield read_record(self.path(container_id), container_id)
             except FileNotFoundError:
-                if os.path.isdir(self.path(container_id)) and not self.is_locked(container_id):
+                if self._exists(container_id) and not self.is_locked(container_id):
                     yield (
                         container_id,
                         StateError(
@@ -160,7 +163,7 @@ class Store:
         """
         if not text:
             raise NoSuchContainerError("the container id is empty: give an id, a prefix or a name")
-        if is_id(text) and os.path.isdir(self.path(text)):
+        if is_id(text) and self._exists(text):
             return text
         named = self._owner(text)
         if named is not None:
@@ -187,7 +190,7 @@ class Store:
         try:
             return read_record(self.path(container_id), container_id)
         except FileNotFoundError:
-            if os.path.isdir(self.path(container_id)):
+            if self._exists(container_id):
                 raise StateError(
                     f"{printable(self.path(container_id))} has no metadata.json; "
                     f"remove it with: craterun rm --force {container_id}"
@@ -222,6 +225,13 @@ class Store:
         finally:
             os.close(fd)
 
+    def _exists(self, container_id: str) -> bool:
+        """Whether there is such a folder; a symlink to one elsewhere is not ours."""
+        try:
+            return stat.S_ISDIR(os.lstat(self.path(container_id)).st_mode)
+        except OSError:
+            return False
+
     def _open(self, container_id: str) -> int:
         return os.open(
             self.path(container_id), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -234,19 +244,24 @@ class Store:
             link = os.path.join(names, name)
             owner = _read_link(link)
             if owner is not None:
-                if os.path.isdir(self.path(owner)):
+                if is_id(owner) and self._exists(owner):
                     raise NameInUseError(
                         f"the name {name!r} is used by container {printable(owner)}; choose "
                         f"another, or remove that one with: craterun rm {name}"
                     )
                 os.unlink(link)  # its container's folder was removed by hand
-            os.symlink(container_id, link)
+            try:
+                os.symlink(container_id, link)
+            except FileExistsError:
+                raise NameInUseError(
+                    f"the name {name!r} cannot be claimed: something else is at {printable(link)}"
+                ) from None
 
     def _owner(self, name: str) -> str | None:
         if not is_name(name):
             return None
         owner = _read_link(os.path.join(self.root, _NAMES, name))
-        if owner is None or not is_id(owner) or not os.path.isdir(self.path(owner)):
+        if owner is None or not is_id(owner) or not self._exists(owner):
             return None
         return owner
 

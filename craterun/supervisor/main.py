@@ -261,7 +261,10 @@ class Supervisor:
         user: str | None,
         stdin: bool,
     ) -> tuple[LaunchPlan, Fd]:
-        record = self.store.load(self.store.resolve(text))
+        container_id = self.store.resolve(text)
+        # Of our own containers we know more than their files, which lag behind for a moment.
+        own = next((c.record for c in self._containers if c.id == container_id), None)
+        record = own or self.store.load(container_id)
         not_running = ContainerNotRunningError(
             f"container {record.id} is not running; exec needs a running one"
         )

@@ -70,9 +70,13 @@ def test_a_store_does_not_move_with_the_working_directory(
 
 
 def test_a_container_is_created_with_its_record_in_a_private_folder(store: Store) -> None:
-    record = create(store, A, "web")
+    umask = os.umask(0)
+    try:
+        record = create(store, A, "web")
+        create(store, B)
+    finally:
+        os.umask(umask)
     assert store.load(A) == record
-    create(store, B)
     for path, mode in (
         (store.root, 0o711),  # those who may know an id can reach it, nobody lists them
         (store.path(A), 0o700),
