@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import termios
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -209,7 +210,9 @@ class Container:
         record = self._ended(status)
         try:
             if record.auto_remove:
-                note_removed(self._store.root, record.id, status)
+                # On a full disk: a waiter in another process then learns of the end, but not which.
+                with suppress(OSError):
+                    note_removed(self._store.root, record.id, status)
                 self._store.remove(record)
             else:
                 try:
