@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import CommandLine
+
+
+pytestmark = pytest.mark.cgroup_v2
 
 
 def test_attached_hello_from_the_built_in_rootfs(craterun: CommandLine) -> None:

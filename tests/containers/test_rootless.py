@@ -1,0 +1,118 @@
+"""Containers of a user who is not root: in a user namespace, with the same commands."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+UID = 1000
+RunAs = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+def _closed_directories() -> list[Path]:
+    """Directories on the way to the interpreter and this checkout that only root may pass."""
+    roots = {Path(sys.prefix), Path(sys.base_prefix), Path(__file__).resolve().parents[2]}
+    closed = {
+        parent
+        for root in roots
+        for parent in (root, *root.parents)
+        if not parent.stat().st_mode & 0o001
+    }
+    return sorted(closed, key=lambda path: len(path.parts))
+
+
+def _open_for_all(scratch: Path) -> str:
+    """Shell commands that, in a mount namespace of their own, put an open directory in place of
+    each closed one, with everything in it bound again: the test's user must reach the interpreter.
+    """
+    commands = ["set -e"]
+    for number, path in enumerate(_closed_directories()):
+        place, hold = shlex.quote(str(path)), shlex.quote(str(scratch / f"hold{number}"))
+        commands += [
+            f"mkdir {hold}",
+            f"mount --rbind {place} {hold}",
+            f"mount -t tmpfs -o mode=755 none {place}",
+            f"for e in {hold}/* {hold}/.[!.]*; do t={place}/${{e##*/}}; "
+            'if [ -L "$e" ]; then cp -P "$e" "$t"; '
+            'elif [ -d "$e" ]; then mkdir "$t"; mount --rbind "$e" "$t"; fi; done',
+        ]
+    return "\n".join(commands)
+
+
+@pytest.fixture
+def as_user() -> Iterator[RunAs]:
+    """Runs one shell script, in which ``craterun`` is the command line, as an ordinary user."""
+    scratch = Path(tempfile.mkdtemp(prefix="rootless-"))
+    home = scratch / "home"
+    home.mkdir()
+    os.chown(home, UID, UID)
+    scratch.chmod(0o755)
+
+    def run(script: str) -> subprocess.CompletedProcess[bytes]:
+        command = f'craterun() {{ {shlex.quote(sys.executable)} -m craterun "$@"; }}\n{script}'
+        checkout = Path(__file__).resolve().parents[2]
+        drop = f"setpriv --reuid {UID} --regid {UID} --clear-groups"
+        become = f"exec {drop} env HOME={home} sh -c {shlex.quote(command)}"
+        environment = {k: v for k, v in os.environ.items() if k != "CRATERUN_ROOT"}
+        return subprocess.run(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-c",
+             f"{_open_for_all(scratch)}\ncd {shlex.quote(str(checkout))}\n{become}"],
+            capture_output=True,
+            env=environment,
+            timeout=120,
+            check=False,
+        )  # fmt: skip
+
+    yield run
+    shutil.rmtree(scratch)
+
+
+def test_a_user_is_root_inside_and_nobody_else(as_user: RunAs) -> None:
+    script = "id -u; cat /proc/self/uid_map; touch /tmp/x /run/y && echo written; ls /dev | wc -l"
+    result = as_user(f"craterun run --attach -- sh -c {shlex.quote(script)}")
+    assert (result.returncode, result.stderr) == (0, b"")
+    uid, uid_map, written, devices = result.stdout.decode().splitlines()
+    assert (uid, uid_map.split()) == ("0", ["0", str(UID), "1"])
+    assert (written, int(devices)) == ("written", 14)
+
+
+def test_state_is_kept_in_the_users_home(as_user: RunAs) -> None:
+    result = as_user(
+        "craterun run -- sh -c 'echo out; exit 4'; ls ~/.craterun/*; stat -c %u ~/.cr*"
+    )
+    container_id, *rest = result.stdout.decode().splitlines()
+    assert len(container_id) == 16
+    assert rest[-1] == str(UID)
+    assert {"metadata.json", "stdout.log", "stderr.log"} <= set(rest)
+
+
+def test_a_detached_container_is_entered_killed_and_removed(as_user: RunAs) -> None:
+    result = as_user(
+        "craterun run -d --name bg -- sleep 1000 >/dev/null; craterun ps --running -q | wc -l; "
+        "craterun exec bg -- sh -c 'id -u; cat /proc/1/comm'; craterun exec bg -- sh -c 'exit 9'; "
+        "echo $?; craterun kill bg >/dev/null; craterun wait bg; craterun rm bg >/dev/null; "
+        "craterun ps -q | wc -l"
+    )
+    assert result.stderr == b""
+    assert result.stdout.decode().split() == ["1", "0", "sleep", "9", "137", "0"]
+
+
+def test_another_user_inside_is_refused_with_the_reason(as_user: RunAs) -> None:
+    result = as_user("craterun run --user 1000 -- true")
+    assert result.returncode == 125
+    assert b"0 is the only user" in result.stderr
+    assert result.stderr.count(b"\n") == 1
+
+
+def test_the_hosts_programs_cannot_be_changed(as_user: RunAs) -> None:
+    result = as_user("craterun run --attach -- sh -c 'touch /usr/x; mount -o remount,rw /usr'")
+    assert result.returncode != 0
+    assert b"Read-only file system" in result.stderr
