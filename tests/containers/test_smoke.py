@@ -8,7 +8,6 @@ import pytest
 
 from tests.conftest import CommandLine
 
-
 pytestmark = pytest.mark.cgroup_v2
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.uml import guest, in_uml, modprobe, runner, stream
 from tests.uml.fake import HELPERS, READY, is_alive, run_fake, start_fake
 
-TOKEN = "0123456789abcdef"  # noqa: S105
+TOKEN = "0123456789abcdef"
 END = b"\0craterun-uml " + TOKEN.encode() + b" exit "
 
 TRICKY = (
