@@ -83,6 +83,7 @@ def mount_table() -> list[Mount]:
 
 def is_in_memory(path: str) -> bool:
     """Whether ``path``, or the nearest directory above it that exists, is on a tmpfs or ramfs."""
+    path = os.path.abspath(path)
     while not os.path.exists(path):
         path = os.path.dirname(path)
     device = os.stat(path).st_dev
