@@ -47,7 +47,7 @@ def take_footprint() -> Footprint:
         cgroups=frozenset() if SHARED else frozenset(_cgroups(mounts)),
         net_namespaces=frozenset(_net_namespaces(descendants if SHARED else _all_pids())),
         descriptors=frozenset(_descriptors()),
-        temporary=frozenset(str(p) for p in Path("/tmp").glob("*craterun*")),
+        temporary=frozenset() if SHARED else frozenset(map(str, Path("/tmp").glob("*craterun*"))),
     )
 
 

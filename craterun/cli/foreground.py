@@ -56,7 +56,7 @@ async def run_container(
     :param attach: copy the output to our stdout and stderr
     :param started: called once the command was executed and that is on record
     """
-    with trio.open_signal_receiver(*FORWARDED) as signals:
+    with trio.open_signal_receiver(*_heeded()) as signals:
         async with Supervisor(root, link=KeeperLink(*keeper)) as supervisor:
             container = await supervisor.start(spec)
             if not attach:
@@ -74,6 +74,11 @@ async def run_container(
     if container.record.error:
         complain(f"container {container.id}: {container.record.error}")
     return exit_code(status)
+
+
+def _heeded() -> list[signal.Signals]:
+    """What to forward: not what we were told to ignore, as by nohup or a shell's ``&``."""
+    return [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 async def _attach(container: Container) -> None:
@@ -152,7 +157,7 @@ async def exec_command(
     stdin: bool,
 ) -> int:
     """Run ``command`` in a running container, stay until its end, and return the exit code."""
-    with trio.open_signal_receiver(*FORWARDED) as signals:
+    with trio.open_signal_receiver(*_heeded()) as signals:
         async with Supervisor(root, link=KeeperLink(*keeper)) as supervisor:
             execution = await supervisor.execute(
                 container, command, env=env, workdir=workdir, user=user, stdin=stdin

@@ -25,6 +25,7 @@ from craterun.core.errors import (
 from craterun.core.life import ExitStatus, Process, Record, State
 from craterun.linux import cgroup, host
 from craterun.linux.fd import Fd
+from craterun.linux.inotify import DirectoryWatch
 from craterun.linux.proc import is_alive, open_process, parse_state
 from craterun.state.removed import find_removed
 from craterun.state.store import Store
@@ -112,6 +113,7 @@ def kill_and_wait(store: Store, record: Record) -> None:
 
     :raises CraterunError: its process does not go away
     """
+    record = _until_started(store, record)
     if record.process is not None:
         try:
             pidfd = Fd(open_process(record.process))
@@ -124,6 +126,25 @@ def kill_and_wait(store: Store, record: Record) -> None:
             finally:
                 pidfd.close()
     store.wait_unsupervised(record.id)
+
+
+def _until_started(store: Store, record: Record) -> Record:
+    """``record``, or a later one that has a process: a container that is just being started, or
+    taken over from a supervisor that died while it started it, cannot be killed yet.
+    """
+    while record.process is None and record.status is State.CREATED:
+        try:
+            with DirectoryWatch(store.path(record.id)) as watch:
+                record = store.load(record.id)
+                if record.process is not None or not store.is_locked(record.id):
+                    break
+                if not watch.wait(KILL_SECONDS):
+                    raise CraterunError(
+                        f"container {record.id} has been starting for more than {KILL_SECONDS:g} s"
+                    )
+        except (FileNotFoundError, NoSuchContainerError):
+            break  # the start failed, and nothing of it is left
+    return record
 
 
 def _wait_process(pidfd: int, process: Process) -> None:

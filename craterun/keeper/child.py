@@ -188,7 +188,10 @@ class Child:
         except FileNotFoundError:
             if how == op.TARGET_EXISTING:
                 return -1
-        os.mkdir(path, 0o755, dir_fd=root)
+        try:
+            os.mkdir(path, 0o755, dir_fd=root)
+        except FileExistsError:
+            pass  # another container starts in the same rootfs
         return calls.openat2(root, path, _PATH | directory, _NO_LINKS)
 
     def open_file_target(self, root: int, path: bytes) -> int:
@@ -202,6 +205,9 @@ class Child:
             try:
                 flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
                 os.close(calls.openat2(root, path, flags, inside, 0o644))
+            except OSError:
+                pass  # made by another container meanwhile, or not possible: the next call tells
+            try:
                 return calls.openat2(root, path, os.O_PATH, inside)
             except OSError:
                 return -1

@@ -16,6 +16,7 @@ import os
 import resource
 import select
 import sys
+import time
 
 from craterun.core import flags as f
 from craterun.core import opcodes as op
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _MAX_TAKEOVERS = 5
+_TAKEOVER_SECONDS = 10.0
+"""Supervisors that die faster than this many in this time are not replaced any more."""
 _CLONE_FAILED = -1
 
 
@@ -74,7 +77,7 @@ class Keeper:
         resource.setrlimit(resource.RLIMIT_NOFILE, (self.open_files[1], self.open_files[1]))
         self.sock = sock
         self.takeover = takeover
-        self.takeovers = 0
+        self.takeovers: list[float] = []
         self.successor = 0
         self.buffer = bytearray(wire.INLINE_BYTES + 1)
         self.kept: dict[int, Kept] = {}
@@ -299,9 +302,11 @@ class Keeper:
         if self.successor:
             os.waitpid(self.successor, 0)
             self.successor = 0
-        self.takeovers += 1
+        now = time.monotonic()
+        self.takeovers = [t for t in self.takeovers if now - t < _TAKEOVER_SECONDS] + [now]
+        hopeless = len(self.takeovers) > _MAX_TAKEOVERS
         for kept in list(self.kept.values()):
-            if not kept.cookie or self.takeovers > _MAX_TAKEOVERS:
+            if hopeless or not kept.cookie:
                 self.abandon(kept)
         if any(not kept.abandoned for kept in self.kept.values()):
             self.start_successor()

@@ -103,6 +103,8 @@ _prctl = _prototype("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 _prctl_name = _prototype("prctl", c_int, c_char_p, c_ulong, c_ulong, c_ulong)
 _capset = _prototype("syscall", c_long, c_void_p, c_void_p)
 _keyctl = _prototype("syscall", c_long, c_long, c_void_p)
+_inotify_init1 = _prototype("inotify_init1", c_int)
+_inotify_add_watch = _prototype("inotify_add_watch", c_int, c_char_p, c_uint)
 _sethostname = _prototype("sethostname", c_char_p, c_size_t)
 
 
@@ -265,3 +267,19 @@ def sethostname(name: bytes) -> None:
     """sethostname(2)."""
     if _sethostname(name, len(name)) < 0:
         raise _fail("sethostname")
+
+
+def inotify_init() -> int:
+    """inotify_init1(2), close-on-exec. EMFILE: /proc/sys/fs/inotify/max_user_instances."""
+    fd: int = _inotify_init1(os.O_CLOEXEC)
+    if fd < 0:
+        raise _fail("inotify_init1")
+    return fd
+
+
+def inotify_add_watch(fd: int, path: bytes, mask: int) -> int:
+    """inotify_add_watch(2)."""
+    watch: int = _inotify_add_watch(fd, path, mask)
+    if watch < 0:
+        raise _fail("inotify_add_watch")
+    return watch

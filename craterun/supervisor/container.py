@@ -163,8 +163,7 @@ class Container:
 
     async def _exited(self) -> None:
         """The pidfd tells that it ended; only its parent, the keeper, can tell how."""
-        if not self._launched.exited.is_set():
-            await trio.lowlevel.wait_readable(self._launched.pidfd.fileno())
+        await trio.lowlevel.wait_readable(self._launched.pidfd.fileno())
         await self._launched.exited.wait()
 
     async def _drain(self) -> None:

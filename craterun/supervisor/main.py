@@ -211,7 +211,10 @@ class Supervisor:
 
     def _undo(self, prepared: _Prepared) -> None:
         """By the clerk: leave nothing of a start that failed."""
-        cgroup.remove(prepared.record.cgroups)
+        left = cgroup.remove(prepared.record.cgroups)
+        if left:  # the keeper died, and the child that was being started is still dying
+            cgroup.kill(left)
+            cgroup.remove(left)
         prepared.directory.close()
         self.store.remove(prepared.record)
 

@@ -380,3 +380,16 @@ def successor_of(keeper: int) -> int:
         if b"supervisor.takeover" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     return found
+
+
+def executed_by(keeper: int) -> int:
+    """The command that ``keeper`` has launched; its forked self, which made that, may linger."""
+    found = []
+    for pid in children_of(keeper):
+        try:
+            if os.readlink(f"/proc/{pid}/exe").endswith("/busybox"):
+                found.append(pid)
+        except FileNotFoundError:
+            continue  # it has just ended
+    assert len(found) == 1
+    return found[0]

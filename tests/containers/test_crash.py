@@ -30,6 +30,7 @@ from tests.containers.streams_helpers import (
     common_prefix,
     digest,
     errors_of,
+    executed_by,
     ids,
     index_ends,
     is_alive,
@@ -300,7 +301,7 @@ def test_killing_an_exec_kills_its_command_and_nothing_else(
             with background(state_root, *arguments) as process:
                 here.wait()
                 (keeper,) = children_of(process.pid)
-                (inside,) = children_of(keeper)
+                inside = executed_by(keeper)
                 pidfd = os.pidfd_open(inside)
                 kill(process.pid if victim == "command line" else keeper)
                 wait_readable(pidfd)

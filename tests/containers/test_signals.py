@@ -23,6 +23,7 @@ from tests.containers.streams_helpers import (
     digest,
     drain,
     errors_of,
+    executed_by,
     ids,
     is_alive,
     metadata,
@@ -185,7 +186,7 @@ def test_a_signal_after_the_end_of_an_exec_frees_us_from_a_stopped_reader(
         with Gate(rootfs / "here") as here, background(state_root, *arguments) as process:
             here.wait()
             (keeper,) = children_of(process.pid)
-            (inside,) = children_of(keeper)
+            inside = executed_by(keeper)
             go.open()
             wait_ended(inside)
             assert process.poll() is None, "it left with output that nobody had read"

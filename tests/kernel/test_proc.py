@@ -98,6 +98,7 @@ def test_a_lack_of_descriptors_is_not_taken_for_the_end_of_a_process(left: int) 
 
         def look() -> list[int | None]:
             resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+            before = os.listdir("/proc/self/fd")
             held: list[int] = []
             try:
                 while True:
@@ -113,6 +114,7 @@ def test_a_lack_of_descriptors_is_not_taken_for_the_end_of_a_process(left: int) 
                     found.append(error.errno)
             for fd in held[left:]:
                 os.close(fd)
+            assert os.listdir("/proc/self/fd") == before
             return found
 
         assert in_child(look) == [errno.EMFILE] * 2

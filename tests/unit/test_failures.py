@@ -59,6 +59,12 @@ def test_a_refused_clone_says_which_limit_it_met(errno: int, hint: str) -> None:
     assert hint in str(error)
 
 
+def test_a_user_that_the_namespace_does_not_map_is_told_why() -> None:
+    error = explain(make_run_plan(), -1, e.EINVAL, b"cfchown")
+    assert "0 is the only user and group" in str(error)
+    assert "only user" not in str(explain(make_run_plan(), -1, e.EPERM, b"cfchown"))
+
+
 def test_a_cgroup_that_could_not_be_opened_is_named() -> None:
     error = explain(make_run_plan(), -1, e.ENOENT, b"p/sys/fs/cgroup/x")
     expected = "cannot start a process: open /sys/fs/cgroup/x: No such file or directory (ENOENT)"

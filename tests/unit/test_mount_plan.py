@@ -265,8 +265,14 @@ def test_there_are_the_same_devices_whether_made_or_bound(bound: bool) -> None:
     files = {x.path for x in steps if isinstance(x, s.MakeFile) and x.slot == op.SLOT_DEV}
     binds = {x.source: x.path for x in steps if isinstance(x, s.Bind) and x.path[:4] == b"dev/"}
     names = {name for name, _, _ in DEVICES}
+    directories = {
+        x.mode for x in steps if isinstance(x, s.MakeDirectory) and x.slot == op.SLOT_DEV
+    }
+    assert directories == {0o755}
     if bound:
         assert not made
+        flags = {x.attributes for x in steps if isinstance(x, s.Bind) and x.path[:4] == b"dev/"}
+        assert flags == {0}, "a device on a nodev mount is none"
         assert files == names
         assert binds == {b"/dev/" + name: b"dev/" + name for name in names}
     else:
