@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -328,7 +329,7 @@ def test_a_folder_that_cannot_be_removed_is_an_error(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create(store, A, "web")
-    monkeypatch.setattr(os, "rmdir", _refuse(errno.EBUSY))
+    monkeypatch.setattr(shutil, "rmtree", _refuse(errno.EBUSY))
     with pytest.raises(StateError, match=f"cannot remove .*{A}: .*busy"):
         store.remove(A)
     assert not [x for x in store.records() if isinstance(x, Record)], "it is half a container now"
