@@ -114,7 +114,7 @@ def kill(paths: Iterable[str], seconds: float = KILL_SECONDS) -> None:
         if not found:
             return
         for pid in found:
-            _kill_process(pid, deadline)
+            _kill_process(pid, paths, deadline)
 
 
 def _write_kill(path: str) -> None:
@@ -126,12 +126,15 @@ def _write_kill(path: str) -> None:
         os.close(fd)
 
 
-def _kill_process(pid: int, deadline: float) -> None:
+def _kill_process(pid: int, paths: list[str], deadline: float) -> None:
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
+        # Still one of them? The number may have been reused before it was opened.
+        if not any(pid in processes(path) for path in paths):
+            return
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)

@@ -103,5 +103,6 @@ def _usr_entries() -> list[tuple[str, str]]:
 
 
 def _read(path: str) -> str:
-    with open(path, errors="surrogateescape") as file:  # a mount point is bytes
+    # A mount point is bytes, and may hold a carriage return.
+    with open(path, errors="surrogateescape", newline="\n") as file:
         return file.read()

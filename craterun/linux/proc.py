@@ -109,19 +109,25 @@ def open_process(process: Process) -> int:
         raise gone
     try:
         pidfd = os.pidfd_open(process.pid)
-    except (OSError, OverflowError) as error:
-        # EINVAL and ENOENT: a number that no process can have, or one that is a thread's now.
-        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            raise
+    except OverflowError:
         raise gone from None
+    except OSError as error:
+        # EINVAL and ENOENT: a number that no process can have, or one that is a thread's now. Any
+        # other error, such as no free descriptor, says nothing about the process.
+        if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
+            raise gone from None
+        raise
     try:
         with open(f"/proc/{process.pid}/stat", "rb") as file:
             started = parse_start_time(file.read())
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
-        if started == process.start_time and not poll.poll(0):
-            return pidfd
-    except (OSError, ValueError):
-        pass
-    os.close(pidfd)
-    raise gone
+        if started != process.start_time or poll.poll(0):
+            raise gone
+    except (FileNotFoundError, ProcessLookupError, ValueError):
+        os.close(pidfd)
+        raise gone from None
+    except BaseException:
+        os.close(pidfd)
+        raise
+    return pidfd

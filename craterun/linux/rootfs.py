@@ -98,15 +98,18 @@ def read_inside(root: int, path: bytes) -> str:
     The file belongs to the container: it may be a FIFO to block on or larger than memory, neither
     of which counts as an account file.
     """
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
     try:
-        fd = calls.openat2(root, path, flags, f.RESOLVE_IN_ROOT | f.RESOLVE_NO_MAGICLINKS)
+        place = calls.openat2(root, path, os.O_PATH, f.RESOLVE_IN_ROOT | f.RESOLVE_NO_MAGICLINKS)
     except OSError:
         return ""
     try:
-        found = os.fstat(fd)
+        # Looked at before it is opened: opening alone does something to a device or a FIFO.
+        found = os.fstat(place)
         if not stat.S_ISREG(found.st_mode) or found.st_size > _ACCOUNT_FILE_BYTES:
             return ""
-        return os.read(fd, _ACCOUNT_FILE_BYTES).decode("utf-8", "replace")
+        with open(f"/proc/self/fd/{place}", "rb") as file:
+            return file.read(_ACCOUNT_FILE_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
     finally:
-        os.close(fd)
+        os.close(place)

@@ -267,6 +267,7 @@ REFUSALS: dict[str, Callable[[], object]] = {
     "fsmount": lambda: calls.fsmount(-1, 0),
     "mount_setattr": lambda: calls.mount_setattr(-1, 0, f.MOUNT_ATTR_RDONLY),
     "openat2": lambda: calls.openat2(f.AT_FDCWD, b"/no/such/path", os.O_RDONLY, 0),
+    "inotify_add_watch": lambda: calls.inotify_add_watch(-1, b"/", 1),
     "close_range": lambda: calls.close_range(1 << 20, 1 << 30),
     "prctl": lambda: calls.prctl(f.PR_SET_PDEATHSIG, 1000),
     "sethostname": lambda: calls.sethostname(b"x" * 65),

@@ -181,6 +181,28 @@ def test_killing_reaches_every_process_inside_and_none_outside(plan: CgroupPlan)
     assert cgroup.remove(plan.paths) == []
 
 
+def test_after_killing_the_cgroup_can_be_removed_at_once(plan: CgroupPlan) -> None:
+    with parked(partial(enter_all, plan)), parked(partial(enter_all, plan)):
+        cgroup.kill(plan.paths)
+        assert [cgroup.processes(path) for path in plan.paths] == [[]] * len(plan.paths)
+        assert cgroup.remove(plan.paths) == []
+
+
+def test_a_pid_that_has_been_reused_since_it_was_listed_is_not_killed(
+    plan: CgroupPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It was in the cgroup when that was read, and is somebody else's when it is opened.
+    listed = cgroup.processes
+    with parked() as innocent:
+        stale = [[innocent]]
+        with monkeypatch.context() as patch:
+            patch.setattr(cgroup, "processes", lambda path: stale.pop() if stale else listed(path))
+            cgroup.kill(plan.paths)
+        assert not stale, "nobody looked: this test shows nothing"
+        assert os.waitid(os.P_PID, innocent, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    assert cgroup.remove(plan.paths) == []
+
+
 def test_killing_a_version_2_cgroup_reaches_those_below_it(plan: CgroupPlan) -> None:
     if plan.unified is None:
         pytest.skip("no version 2 hierarchy is mounted here")
