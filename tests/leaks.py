@@ -102,9 +102,8 @@ def _command_line(pid: int) -> str:
 def _cgroups(mounts: str) -> set[str]:
     found = set()
     for hierarchy in hierarchies(parse_mountinfo(mounts)):
-        base = Path(hierarchy.mountpoint) / "craterun"
-        if base.is_dir():
-            found |= {str(base), *(str(p) for p in base.rglob("*") if p.is_dir())}
+        # os.walk passes over what vanishes while it looks.
+        found |= {path for path, _, _ in os.walk(f"{hierarchy.mountpoint}/craterun")}
     return found
 
 
