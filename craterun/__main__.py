@@ -12,7 +12,11 @@ def main() -> None:
     if sys.argv[1:] in (["--version"], ["-V"]):
         from craterun import __version__
 
-        print(f"craterun {__version__}")
+        try:
+            os.write(1, f"craterun {__version__}\n".encode())
+        except OSError as error:
+            print(f"craterun: {os.strerror(error.errno or 0)}", file=sys.stderr)
+            sys.exit(125)
         return
     from craterun.cli.app import run_command_line
 
