@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno as e
 import os
 
+from craterun.core import opcodes as op
 from craterun.core import steps as s
 from craterun.core.errors import (
     CommandNotExecutableError,
@@ -33,23 +34,24 @@ _ELF_MACHINES = {
 }  # fmt: skip
 
 
-def explain(plan: s.LaunchPlan, step: int, errno: int, evidence: bytes) -> CraterunError:
+def explain(plan: s.LaunchPlan, number: int, errno: int, evidence: bytes) -> CraterunError:
     """The exception for a failed launch.
 
-    :param step: index into the plan's steps, or -1 if there was no child yet
-    :param evidence: first byte ``c``: the system call; ``p``: the path; ``x``: an internal error;
-        of the last step: what `keeper.child` knows about the file that would not execute
+    :param number: of the call that failed, counted over the whole plan; -1 if there was no child
+    :param evidence: empty, or first a byte that tells what follows: ``x``: an internal error;
+        ``p``: what `keeper.child` knows about the file that would not execute; without a child
+        ``c``: the system call, ``p``: its path
     """
     kind, text = evidence[:1], evidence[1:]
     if kind == b"x":
         return CraterunError(f"internal error while starting the container: {printable(text)}")
-    if step < 0:
+    if number < 0:
         hint = _CLONE_HINTS.get(errno, "")
         call = text.decode() if kind == b"c" else f"open {printable(text)}"
         if errno == e.EINVAL and call == "fchown":
             hint = "in a container started without root, 0 is the only user and group"
         return KernelRefusedError("start a process", call, "", errno, hint)
-    failed = plan.steps[step]
+    failed, call = plan.origin(number)
     if isinstance(failed, s.Execute):
         return _explain_execute(failed, errno, text)
     if isinstance(failed, s.ChangeDirectory):
@@ -58,24 +60,27 @@ def explain(plan: s.LaunchPlan, step: int, errno: int, evidence: bytes) -> Crate
         return RootfsError(
             f"rootfs {failed.target()} was replaced while the container was starting"
         )
+    if (
+        isinstance(failed, s.Bind)
+        and failed.how == op.TARGET_FILE
+        and (call, errno) == ("move_mount", e.EINVAL)
+    ):
+        return RootfsError(
+            f"the rootfs's /{printable(failed.path)} is a directory where a file belongs; remove it"
+        )
     if isinstance(failed, s.Attach | s.Bind) and errno in (e.ELOOP, e.ENOTDIR, e.EXDEV):
         return RootfsError(
             f"the rootfs's /{printable(failed.path)} is a symlink or not a directory; nothing can "
             "be mounted there safely; replace it by an empty directory"
         )
-    if isinstance(failed, s.Bind) and errno == e.EISDIR:
+    if isinstance(failed, s.Attach) and errno == e.ENOENT:
         return RootfsError(
-            f"the rootfs's /{printable(failed.path)} is a directory where a file belongs; remove it"
-        )
-    if isinstance(failed, s.Attach | s.Bind) and errno == e.EROFS:
-        return RootfsError(
-            f"the rootfs has no /{printable(failed.path)} and is read-only; create the directory"
+            f"the rootfs has no /{printable(failed.path)} and it cannot be made there (read-only, "
+            "or not permitted); create the directory"
         )
     if isinstance(failed, s.JoinNamespaces) and errno == e.ESRCH:
         return ContainerNotRunningError("the container has just ended")
-    call = text.decode() if kind == b"c" else ""
-    target = failed.target() or (printable(text) if kind == b"p" else "")
-    return KernelRefusedError(failed.doing(), call, target, errno, _hint(failed, errno))
+    return KernelRefusedError(failed.doing(), call, failed.target(), errno, _hint(failed, errno))
 
 
 def _hint(failed: s.Step, errno: int) -> str:
@@ -87,7 +92,7 @@ def _hint(failed: s.Step, errno: int) -> str:
         return "this kernel was built without that filesystem"
     if errno == e.EINVAL and isinstance(failed, s.PivotRoot):
         return "the host's root is an initramfs, which pivot_root cannot leave"
-    if errno in (e.ENOENT, e.ESRCH) and isinstance(failed, s.JoinCgroup):
+    if errno in (e.ENOENT, e.ESRCH, e.ENODEV) and isinstance(failed, s.OpenCgroup | s.EnterCgroup):
         return "the cgroup was removed by somebody else"
     return ""
 

@@ -58,7 +58,8 @@ _DIRECTORIES = (
 _READONLY = f.MOUNT_ATTR_RDONLY | f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NODEV
 
 
-def create_steps(host: HostFacts, hostname: str) -> list[s.Step]:
+@cache
+def create_steps(host: HostFacts) -> tuple[s.Step, ...]:
     """Build the root tmpfs, before it is attached."""
     plan: list[s.Step] = [
         s.NewFilesystem(op.SLOT_ROOT, b"tmpfs", ((b"mode", b"0755"),), f.MOUNT_ATTR_NODEV),
@@ -68,21 +69,26 @@ def create_steps(host: HostFacts, hostname: str) -> list[s.Step]:
         _etc_file(b"passwd", USERS.encode()),
         _etc_file(b"group", GROUPS.encode()),
         _etc_file(b"nsswitch.conf", NSSWITCH.encode()),
-        *(_etc_file(name, content) for name, content in etc_files(hostname)),
     ]
     for name, link in host.usr_entries:
         if link:
             plan.append(_link(name, link))
         else:
             plan.append(s.MakeDirectory(op.SLOT_ROOT, name.encode(), 0o755))
-    return plan
+    return tuple(plan)
+
+
+def etc_steps(hostname: str) -> list[s.Step]:
+    """What of /etc depends on the container."""
+    return [_etc_file(name, content) for name, content in etc_files(hostname)]
 
 
 @cache
 def bind_steps(host: HostFacts) -> tuple[s.Step, ...]:
-    """Bind the host's programs into the attached root, all read-only and without setuid."""
+    """Attach the root and bind the host's programs into it, all read-only and without setuid."""
     paths = ["usr", *(name for name, link in host.usr_entries if not link)]
-    plan: list[s.Step] = [_bind(path.encode(), op.TARGET_DIRECTORY) for path in paths]
+    plan: list[s.Step] = [s.EnterRoot()]
+    plan += [_bind(path.encode(), op.TARGET_DIRECTORY) for path in paths]
     for name in host.etc_entries:
         path = b"etc/" + name.rstrip("/").encode()
         how = op.TARGET_DIRECTORY if name.endswith("/") else op.TARGET_FILE

@@ -37,10 +37,12 @@ DEVICE_LINKS = (
 READONLY_PATHS = (b"proc/bus", b"proc/fs", b"proc/irq", b"proc/sys", b"proc/sysrq-trigger")
 """Root in a container has the host's uid 0, to which these files listen."""
 
-MASKED_PATHS = (
-    b"proc/acpi", b"proc/asound", b"proc/interrupts", b"proc/kcore", b"proc/keys",
-    b"proc/latency_stats", b"proc/sched_debug", b"proc/scsi", b"proc/timer_list",
-    b"proc/timer_stats", b"sys/devices/virtual/powercap", b"sys/firmware",
+MASKED_FILES = (
+    b"proc/interrupts", b"proc/kcore", b"proc/keys", b"proc/latency_stats", b"proc/sched_debug",
+    b"proc/timer_list", b"proc/timer_stats",
+)  # fmt: skip
+MASKED_DIRECTORIES = (
+    b"proc/acpi", b"proc/asound", b"proc/scsi", b"sys/devices/virtual/powercap", b"sys/firmware",
 )  # fmt: skip
 """What tells about the host, its memory or its hardware; runc's and containerd's list."""
 
@@ -67,20 +69,22 @@ def etc_files(hostname: str) -> tuple[tuple[bytes, bytes], ...]:
     )  # fmt: skip
 
 
-def scratch_steps(hostname: str, *, cover_etc: bool) -> list[s.Step]:
-    """A small tmpfs that files are bound from; the container never sees it itself.
-
-    :param cover_etc: also cover the rootfs's own /etc files with the container's
-    """
-    plan: list[s.Step] = [
+@cache
+def scratch_steps() -> tuple[s.Step, ...]:
+    """A small tmpfs that files are bound from; the container never sees it itself."""
+    return (
         s.NewFilesystem(op.SLOT_FILES, b"tmpfs", ((b"mode", b"0755"), (b"size", b"1m")), _STRICT),
         s.Park(op.SLOT_FILES),
         s.MakeDirectory(op.SLOT_FILES, b"empty", 0o555),
-    ]
-    if cover_etc:
-        for name, content in etc_files(hostname):
-            plan.append(s.MakeFile(op.SLOT_FILES, name, 0o644, content))
-            plan.append(s.Bind(op.SLOT_FILES, name, b"etc/" + name, op.TARGET_FILE, 0))
+    )
+
+
+def etc_steps(hostname: str) -> list[s.Step]:
+    """Cover the rootfs's own /etc files with the container's."""
+    plan: list[s.Step] = []
+    for name, content in etc_files(hostname):
+        plan.append(s.MakeFile(op.SLOT_FILES, name, 0o644, content))
+        plan.append(s.Bind(op.SLOT_FILES, name, b"etc/" + name, op.TARGET_FILE, 0))
     return plan
 
 
@@ -148,5 +152,6 @@ def protection_steps() -> tuple[s.Step, ...]:
     """Read-only and masked paths."""
     return (
         *(s.RemountReadonly(path) for path in READONLY_PATHS),
-        *(s.Mask(path) for path in MASKED_PATHS),
+        *(s.Mask(path, directory=False) for path in MASKED_FILES),
+        *(s.Mask(path, directory=True) for path in MASKED_DIRECTORIES),
     )

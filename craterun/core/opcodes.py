@@ -1,6 +1,6 @@
-"""Numbers that name the steps of a launch plan and the messages of the keeper's protocol.
+"""Numbers and names that launch plans and the messages of the keeper's protocol are made of.
 
-Shared by the plan (`core.plan`, frozen structs), by its executor (`keeper.child`) and by both ends
+Shared by the plan's programs (`core.program`), by their executor (`keeper.child`) and by both ends
 of the keeper's socket. Plain integers for the reason given in `core.flags`.
 """
 
@@ -10,36 +10,31 @@ TYPE_CHECKING = False  # typing is an import that the keeper does without
 if TYPE_CHECKING:
     from typing import Final
 
-# --- steps of a launch plan, in about the order in which plans use them -------------------------
-OP_SETSID: Final = 0
-OP_JOIN_CGROUP: Final = 1
-OP_UNSHARE: Final = 2
-OP_PRIVATE_MOUNTS: Final = 3
-OP_CLONE_TREE: Final = 4
-OP_NEW_FILESYSTEM: Final = 5
-OP_ENTER_ROOT: Final = 6
-OP_ATTACH: Final = 7
-OP_MAKE_DIRECTORY: Final = 8
-OP_MAKE_FILE: Final = 9
-OP_MAKE_SYMLINK: Final = 10
-OP_MAKE_DEVICE: Final = 11
-OP_BIND: Final = 12
-OP_REMOUNT_READONLY: Final = 13
-OP_MASK: Final = 14
-OP_PIVOT_ROOT: Final = 15
-OP_SET_HOSTNAME: Final = 16
-OP_LOOPBACK_UP: Final = 17
-OP_SESSION_KEYRING: Final = 18
-OP_STDIO: Final = 19
-OP_CREDENTIALS: Final = 20
-OP_CHANGE_DIRECTORY: Final = 21
-OP_DIE_WITH_KEEPER: Final = 22
-OP_INIT: Final = 23
-OP_EXECUTE: Final = 24
-OP_JOIN_NAMESPACES: Final = 25
-OP_FORK_INSIDE: Final = 26
-OP_CLOSE_DESCRIPTORS: Final = 27
-OP_PARK: Final = 28
+# --- system calls of a launch plan --------------------------------------------------------------
+CALLS: Final = (
+    ("syscall", 0), ("capset", 0), ("chdir", 0), ("close", 0), ("dup2", 0), ("dup3", 0),
+    ("fchdir", 0), ("ioctl", 0), ("mkdirat", 0), ("mknodat", 0), ("mount", 0), ("openat", 0),
+    ("pivot_root", 0), ("poll", 0), ("prctl", 0), ("sethostname", 0), ("setgroups", 0),
+    ("setns", 0), ("setresgid", 0), ("setresuid", 0), ("setrlimit", 0), ("setsid", 0),
+    ("socket", 0), ("symlinkat", 0), ("umask", 0), ("umount2", 0), ("unshare", 0), ("write", 0),
+    ("open_tree", 428), ("move_mount", 429), ("fsopen", 430), ("fsconfig", 431), ("fsmount", 432),
+    ("close_range", 436), ("openat2", 437), ("mount_setattr", 442),
+)  # fmt: skip
+"""Functions of the C library, or numbers for its syscall(2) where it may have none.
+
+From 424 on, the numbers are the same on all architectures (<asm-generic/unistd.h>, since 2019).
+"""
+SPECIAL: Final = (
+    "check_directory", "check_inside", "execute", "fork_inside", "joined_null", "session_keyring",
+    "start_init",
+)  # fmt: skip
+"""What the child does that is more than one system call; `keeper.child` has the functions."""
+
+# --- descriptors of the child, besides 0, 1 and 2 -------------------------------------------------
+ERROR_FD: Final = 3
+"""The error pipe."""
+JOIN_FD: Final = 4
+"""The pidfd of the container to join. Steps open what they need from here on, or from 5 on."""
 
 # --- descriptors that steps hand to each other within the child ------------------------------
 SLOT_ROOT: Final = 0
@@ -50,7 +45,6 @@ SLOT_FILES: Final = 2
 """A tmpfs with the container's own hosts, hostname and resolv.conf, and an empty directory."""
 SLOT_WORK: Final = 3
 """A mount on its way from the step that makes it to the step that attaches it."""
-SLOTS: Final = 4
 
 # --- how a target inside the rootfs is found --------------------------------------------------
 TARGET_DIRECTORY: Final = 0
@@ -72,6 +66,6 @@ MSG_ADOPTED: Final = 13
 
 # --- records, child to keeper, over the close-on-exec pipe --------------------------------------
 RECORD_ERROR: Final = 1
-"""u16 step, u16 errno, then bytes that depend on the step (see `core.failures`)."""
+"""u16 number of the call, u16 errno, then bytes that depend on it (see `core.failures`)."""
 RECORD_PID: Final = 2
 """u32 pid, in the keeper's pid namespace, of the process forked inside the joined namespaces."""

@@ -1,8 +1,14 @@
-"""From what was asked for to what is done: pure functions that build launch plans."""
+"""From what was asked for to what is done: pure functions that build launch plans.
+
+A plan is made of groups of steps. A tuple is a group that many containers share, made once and
+assembled once (`core.program`); a list is what is particular to one.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from functools import cache, lru_cache
 
 from craterun.core import flags as f
 from craterun.core import hostroot, mounts
@@ -10,12 +16,16 @@ from craterun.core import opcodes as op
 from craterun.core import steps as s
 from craterun.core.capabilities import DEFAULT_CAPABILITIES, capability_mask
 from craterun.core.cgroups import CgroupPlan
+from craterun.core.program import assemble
 from craterun.core.spec import DEFAULT_PATH, HostFacts, Identity, RootDirectory, Spec
 
 RUN_NAMESPACES = f.CLONE_NEWPID | f.CLONE_NEWNS | f.CLONE_NEWUTS | f.CLONE_NEWIPC | f.CLONE_NEWNET
 """Namespaces that the first process is created in. The cgroup namespace follows by unshare(2)."""
 
 JOIN_NAMESPACES = RUN_NAMESPACES | f.CLONE_NEWCGROUP
+
+_FIRST = (s.SetSession(), s.PrivateMounts())
+_NULL_INPUT = (s.NullInput(ours=True),)
 
 
 def plan_run(
@@ -33,35 +43,36 @@ def plan_run(
     :param identity: what ``spec.user`` means inside that rootfs
     :param cgroups: directories that exist by the time the plan is carried out
     """
-    plan: list[s.Step] = [s.SetSession(), *_join(cgroups)]
-    plan += [s.Unshare(f.CLONE_NEWCGROUP), s.PrivateMounts()]
+    legacy = [os.fsencode(f"{path}/tasks") for path in cgroups.legacy]
+    groups: list[Sequence[s.Step]] = [_FIRST]
     if root is None:
-        plan += hostroot.create_steps(host, hostname)
-        plan.append(s.EnterRoot())
-        plan += hostroot.bind_steps(host)
+        groups += [hostroot.create_steps(host), hostroot.etc_steps(hostname)]
+        groups += [hostroot.bind_steps(host), mounts.scratch_steps()]
     else:
-        source = os.fsencode(root.path)
-        plan.append(s.CloneTree(op.SLOT_ROOT, source, 0, root.device, root.inode))
-        plan.append(s.EnterRoot())
-    plan += mounts.scratch_steps(hostname, cover_etc=root is not None)
-    plan += mounts.kernel_filesystem_steps()
-    plan += mounts.device_steps(bind_devices=host.user_namespace)
-    plan += mounts.protection_steps()
-    plan += [
+        groups += [_enter_root(root), mounts.scratch_steps(), mounts.etc_steps(hostname)]
+    groups.append(mounts.kernel_filesystem_steps())
+    groups.append(mounts.device_steps(bind_devices=host.user_namespace))
+    groups.append(mounts.protection_steps())
+    groups.append([
+        *(s.OpenCgroup(number, path) for number, path in enumerate(legacy)),
         s.PivotRoot(),
         s.SetHostname(hostname.encode()),
         s.LoopbackUp(),
         s.SessionKeyring(),
-        s.Stdio(),
-        s.CloseDescriptors(),
-    ]
-    plan += _become(identity, spec.capabilities, host, mapped=host.user_namespace)
-    plan += [s.ChangeDirectory(os.fsencode(spec.workdir)), s.DieWithKeeper()]
+        *(s.EnterCgroup(number, path) for number, path in enumerate(legacy)),
+        s.Unshare(f.CLONE_NEWCGROUP),
+    ])  # fmt: skip
+    if not spec.interactive:
+        groups.append(_NULL_INPUT)
+    mapped = host.user_namespace
+    groups.append(_become(identity, spec.capabilities, host.last_capability, mapped=mapped))
+    last: list[s.Step] = [s.ChangeDirectory(os.fsencode(spec.workdir)), s.DieWithKeeper()]
     if spec.init:
-        plan.append(s.Init())
-    plan.append(_execute(spec.command, environment(spec.env, identity, hostname), spec.workdir))
-    return s.LaunchPlan(
-        steps=tuple(plan),
+        last.append(s.Init())
+    last.append(_execute(spec.command, environment(spec.env, identity, hostname), spec.workdir))
+    groups.append(last)
+    return assemble(
+        groups,
         clone_flags=RUN_NAMESPACES,
         cgroup=os.fsencode(cgroups.unified or ""),
         stdin=spec.interactive,
@@ -87,25 +98,29 @@ def plan_exec(
     :param join_user: the container has a user namespace of its own, in which we become root
     """
     flags = JOIN_NAMESPACES | (f.CLONE_NEWUSER if join_user else 0)
-    plan: list[s.Step] = [
-        s.SetSession(),
-        *_join(cgroups),
-        s.SessionKeyring(),
-        s.JoinNamespaces(flags),
-        s.ForkInside(),
-        s.Stdio(),
-        s.CloseDescriptors(),
-        *_become(identity, capabilities, host, mapped=join_user or host.user_namespace),
-        s.ChangeDirectory(os.fsencode(workdir)),
-        s.DieWithKeeper(),
-        _execute(command, environment(env, identity, hostname), workdir),
-    ]
-    return s.LaunchPlan(
-        steps=tuple(plan),
+    legacy = [os.fsencode(f"{path}/tasks") for path in cgroups.legacy]
+    first: list[s.Step] = [s.SetSession()]
+    for number, path in enumerate(legacy):
+        first += [s.OpenCgroup(number, path), s.EnterCgroup(number, path)]
+    first += [s.SessionKeyring(), s.JoinNamespaces(flags), s.ForkInside()]
+    if not stdin:
+        first.append(s.NullInput(ours=False))
+    mapped = join_user or host.user_namespace
+    return assemble(
+        [
+            first,
+            _become(identity, capabilities, host.last_capability, mapped=mapped),
+            [
+                s.ChangeDirectory(os.fsencode(workdir)),
+                s.DieWithKeeper(),
+                _execute(command, environment(env, identity, hostname), workdir),
+            ],
+        ],
         clone_flags=0,
         cgroup=os.fsencode(cgroups.unified or ""),
         stdin=stdin,
         owner=identity.uid,
+        join=True,
     )
 
 
@@ -130,18 +145,23 @@ def command_candidates(program: str, path: str, workdir: str) -> tuple[str, ...]
     return tuple(f"{directory or '.'}/{program}" for directory in path.split(":"))
 
 
-def _join(cgroups: CgroupPlan) -> list[s.Step]:
-    # The `tasks` file moves one thread without the lock that cgroup.procs takes for a process.
-    return [s.JoinCgroup(os.fsencode(f"{path}/tasks")) for path in cgroups.legacy]
+@cache
+def _enter_root(root: RootDirectory) -> tuple[s.Step, ...]:
+    source = os.fsencode(root.path)
+    return (s.CloneTree(op.SLOT_ROOT, source, 0, root.device, root.inode), s.EnterRoot())
 
 
+@lru_cache(maxsize=64)
 def _become(
-    identity: Identity, capabilities: tuple[str, ...], host: HostFacts, *, mapped: bool
-) -> list[s.Step]:
+    identity: Identity, capabilities: tuple[str, ...], last_capability: int, *, mapped: bool
+) -> tuple[s.Step, ...]:
     # Where only one uid is mapped, setgroups(2) is denied, and there is no group to leave.
     groups = None if mapped and not identity.groups else identity.groups
     mask = capability_mask(capabilities)
-    return [s.Credentials(identity.uid, identity.gid, groups, mask, host.last_capability)]
+    return (
+        s.CloseDescriptors(),
+        s.Credentials(identity.uid, identity.gid, groups, mask, last_capability),
+    )
 
 
 def _execute(command: tuple[str, ...], env: dict[str, str], workdir: str) -> s.Step:

@@ -1,8 +1,9 @@
 """The steps that a launch plan is made of: frozen data, no behaviour.
 
-`keeper.child` carries them out, one loop, no decisions. Each step also says, for the case that the
-kernel refuses, what it was doing: the child reports only a step number and an errno, and the
-parent, which has the same plan, makes the sentence (`core.failures`).
+`core.program` knows which system calls a step consists of, and `keeper.child` makes them. Each step
+also says, for the case that the kernel refuses, what it was doing: the child reports only the
+number of a call and an errno, and the parent, which has the same plan, makes the sentence
+(`core.failures`).
 
 Paths are bytes: file names are bytes to the kernel. A *slot* names a descriptor that one step opens
 and a later one uses (`core.opcodes.SLOT_*`).
@@ -12,12 +13,11 @@ from __future__ import annotations
 
 import msgspec
 
-from craterun.core import opcodes as op
 from craterun.core.errors import printable
 
 
-class Step(msgspec.Struct, frozen=True, array_like=True):
-    """Base of all steps; encoded as ``[opcode, *fields]``."""
+class Step(msgspec.Struct, frozen=True):
+    """Base of all steps."""
 
     def doing(self) -> str:
         """What this step is for, as a verb phrase."""
@@ -28,16 +28,39 @@ class Step(msgspec.Struct, frozen=True, array_like=True):
         return ""
 
 
-class SetSession(Step, frozen=True, tag=op.OP_SETSID):
+class SetSession(Step, frozen=True):
     """A new session: no controlling terminal is inherited (setsid(2))."""
 
     def doing(self) -> str:
         return "start a session"
 
 
-class JoinCgroup(Step, frozen=True, tag=op.OP_JOIN_CGROUP):
-    """Write ``0`` to ``path``: the single-threaded child moves itself (cgroups(7))."""
+class OpenCgroup(Step, frozen=True):
+    """Open ``path``, the ``tasks`` file of a version 1 cgroup, to enter it later.
 
+    Entering comes last, so that a container's limits do not count what setting it up takes; by then
+    the host's files cannot be reached any more.
+
+    :ivar number: tells several of them apart
+    """
+
+    number: int
+    path: bytes
+
+    def doing(self) -> str:
+        return "open the container's cgroup"
+
+    def target(self) -> str:
+        return printable(self.path)
+
+
+class EnterCgroup(Step, frozen=True):
+    """Write ``0`` to what `OpenCgroup` opened: the single-threaded child moves itself (cgroups(7)).
+
+    The ``tasks`` file moves one thread without the lock that cgroup.procs takes for a process.
+    """
+
+    number: int
     path: bytes
 
     def doing(self) -> str:
@@ -47,7 +70,7 @@ class JoinCgroup(Step, frozen=True, tag=op.OP_JOIN_CGROUP):
         return printable(self.path)
 
 
-class Unshare(Step, frozen=True, tag=op.OP_UNSHARE):
+class Unshare(Step, frozen=True):
     """unshare(2); for the cgroup namespace, whose root is the cgroup at the time of the call."""
 
     flags: int
@@ -56,7 +79,7 @@ class Unshare(Step, frozen=True, tag=op.OP_UNSHARE):
         return "create a namespace"
 
 
-class PrivateMounts(Step, frozen=True, tag=op.OP_PRIVATE_MOUNTS):
+class PrivateMounts(Step, frozen=True):
     """Cut mount propagation both ways (mount_namespaces(7))."""
 
     def doing(self) -> str:
@@ -66,7 +89,7 @@ class PrivateMounts(Step, frozen=True, tag=op.OP_PRIVATE_MOUNTS):
         return "/"
 
 
-class CloneTree(Step, frozen=True, tag=op.OP_CLONE_TREE):
+class CloneTree(Step, frozen=True):
     """open_tree(2) with OPEN_TREE_CLONE into ``slot``, then ``attributes`` on all of it.
 
     :ivar device: expected st_dev of ``source``, or 0; together with ``inode`` it proves that the
@@ -86,7 +109,7 @@ class CloneTree(Step, frozen=True, tag=op.OP_CLONE_TREE):
         return printable(self.source)
 
 
-class NewFilesystem(Step, frozen=True, tag=op.OP_NEW_FILESYSTEM):
+class NewFilesystem(Step, frozen=True):
     """fsopen(2), fsconfig(2), fsmount(2): a new instance of ``kind``, not yet attached."""
 
     slot: int
@@ -98,14 +121,14 @@ class NewFilesystem(Step, frozen=True, tag=op.OP_NEW_FILESYSTEM):
         return f"create a {printable(self.kind)} filesystem"
 
 
-class EnterRoot(Step, frozen=True, tag=op.OP_ENTER_ROOT):
+class EnterRoot(Step, frozen=True):
     """Attach ``SLOT_ROOT`` on top of / and make it the working directory."""
 
     def doing(self) -> str:
         return "attach the rootfs"
 
 
-class Attach(Step, frozen=True, tag=op.OP_ATTACH):
+class Attach(Step, frozen=True):
     """move_mount(2) the mount in ``slot`` to ``path`` in ``SLOT_ROOT``.
 
     :ivar how: ``TARGET_*``, how the path is resolved and what happens if it is absent
@@ -124,7 +147,7 @@ class Attach(Step, frozen=True, tag=op.OP_ATTACH):
         return f"/{printable(self.path)}"
 
 
-class Park(Step, frozen=True, tag=op.OP_PARK):
+class Park(Step, frozen=True):
     """Attach the mount in ``slot`` where it is out of the way: on the old root's /proc.
 
     Before Linux 6.15, open_tree(2) clones nothing of a mount that is attached nowhere. In the
@@ -137,7 +160,7 @@ class Park(Step, frozen=True, tag=op.OP_PARK):
         return "park a filesystem"
 
 
-class MakeDirectory(Step, frozen=True, tag=op.OP_MAKE_DIRECTORY):
+class MakeDirectory(Step, frozen=True):
     """mkdir(2) below ``slot``, a filesystem of ours."""
 
     slot: int
@@ -151,7 +174,7 @@ class MakeDirectory(Step, frozen=True, tag=op.OP_MAKE_DIRECTORY):
         return printable(self.path)
 
 
-class MakeFile(Step, frozen=True, tag=op.OP_MAKE_FILE):
+class MakeFile(Step, frozen=True):
     """A file with ``content`` below ``slot``, a filesystem of ours."""
 
     slot: int
@@ -166,7 +189,7 @@ class MakeFile(Step, frozen=True, tag=op.OP_MAKE_FILE):
         return printable(self.path)
 
 
-class MakeSymlink(Step, frozen=True, tag=op.OP_MAKE_SYMLINK):
+class MakeSymlink(Step, frozen=True):
     """symlink(2) below ``slot``, a filesystem of ours."""
 
     slot: int
@@ -180,7 +203,7 @@ class MakeSymlink(Step, frozen=True, tag=op.OP_MAKE_SYMLINK):
         return printable(self.path)
 
 
-class MakeDevice(Step, frozen=True, tag=op.OP_MAKE_DEVICE):
+class MakeDevice(Step, frozen=True):
     """A character device below ``SLOT_DEV``, mode 0666 (mknod(2))."""
 
     path: bytes
@@ -194,7 +217,7 @@ class MakeDevice(Step, frozen=True, tag=op.OP_MAKE_DEVICE):
         return f"/dev/{printable(self.path)}"
 
 
-class Bind(Step, frozen=True, tag=op.OP_BIND):
+class Bind(Step, frozen=True):
     """Bind ``source`` to ``path`` in ``SLOT_ROOT``.
 
     :ivar slot: the directory that ``source`` is relative to, or -1 for the host's root
@@ -213,7 +236,7 @@ class Bind(Step, frozen=True, tag=op.OP_BIND):
         return printable(self.source)
 
 
-class RemountReadonly(Step, frozen=True, tag=op.OP_REMOUNT_READONLY):
+class RemountReadonly(Step, frozen=True):
     """Bind ``path`` of the container onto itself, read-only; skipped if absent."""
 
     path: bytes
@@ -225,10 +248,14 @@ class RemountReadonly(Step, frozen=True, tag=op.OP_REMOUNT_READONLY):
         return f"/{printable(self.path)}"
 
 
-class Mask(Step, frozen=True, tag=op.OP_MASK):
-    """Hide ``path`` of the container: files behind /dev/null, directories behind an empty one."""
+class Mask(Step, frozen=True):
+    """Hide ``path`` of the container: a file behind /dev/null, a directory behind an empty one.
+
+    Skipped if absent.
+    """
 
     path: bytes
+    directory: bool
 
     def doing(self) -> str:
         return "mask a path"
@@ -237,14 +264,14 @@ class Mask(Step, frozen=True, tag=op.OP_MASK):
         return f"/{printable(self.path)}"
 
 
-class PivotRoot(Step, frozen=True, tag=op.OP_PIVOT_ROOT):
+class PivotRoot(Step, frozen=True):
     """pivot_root(2) to the new root and detach the old one."""
 
     def doing(self) -> str:
         return "change the root"
 
 
-class SetHostname(Step, frozen=True, tag=op.OP_SET_HOSTNAME):
+class SetHostname(Step, frozen=True):
     """sethostname(2)."""
 
     name: bytes
@@ -256,35 +283,43 @@ class SetHostname(Step, frozen=True, tag=op.OP_SET_HOSTNAME):
         return printable(self.name)
 
 
-class LoopbackUp(Step, frozen=True, tag=op.OP_LOOPBACK_UP):
+class LoopbackUp(Step, frozen=True):
     """Set IFF_UP on ``lo`` (netdevice(7))."""
 
     def doing(self) -> str:
         return "bring the loopback interface up"
 
 
-class SessionKeyring(Step, frozen=True, tag=op.OP_SESSION_KEYRING):
+class SessionKeyring(Step, frozen=True):
     """A keyring of its own, so that the host's keys cannot be reached (session-keyring(7))."""
 
     def doing(self) -> str:
         return "create a session keyring"
 
 
-class Stdio(Step, frozen=True, tag=op.OP_STDIO):
-    """Put the pipes, or /dev/null as standard input, on descriptors 0, 1 and 2."""
+class NullInput(Step, frozen=True):
+    """Standard input of a process without an input pipe: the /dev/null that we made ourselves.
+
+    :ivar ours: or else the one of a container that we joined, if that is one at all
+    """
+
+    ours: bool
 
     def doing(self) -> str:
-        return "connect the standard streams"
+        return "connect standard input to /dev/null"
 
 
-class CloseDescriptors(Step, frozen=True, tag=op.OP_CLOSE_DESCRIPTORS):
-    """close_range(2) from 3 on; only the error pipe stays, close-on-exec."""
+class CloseDescriptors(Step, frozen=True):
+    """close_range(2) of all but the standard streams and the error pipe, which is close-on-exec.
+
+    While chdir runs, no descriptor may refer to anything of the host (CVE-2024-21626).
+    """
 
     def doing(self) -> str:
         return "close inherited descriptors"
 
 
-class Credentials(Step, frozen=True, tag=op.OP_CREDENTIALS):
+class Credentials(Step, frozen=True):
     """Take on ``uid``, ``gid`` and ``groups``; keep ``capabilities`` at most (capabilities(7)).
 
     :ivar groups: supplementary groups, or None to leave them as they are
@@ -300,7 +335,7 @@ class Credentials(Step, frozen=True, tag=op.OP_CREDENTIALS):
         return f"become user {self.uid}:{self.gid}"
 
 
-class ChangeDirectory(Step, frozen=True, tag=op.OP_CHANGE_DIRECTORY):
+class ChangeDirectory(Step, frozen=True):
     """chdir(2), then make sure that the directory is inside the container."""
 
     path: bytes
@@ -312,21 +347,21 @@ class ChangeDirectory(Step, frozen=True, tag=op.OP_CHANGE_DIRECTORY):
         return printable(self.path)
 
 
-class DieWithKeeper(Step, frozen=True, tag=op.OP_DIE_WITH_KEEPER):
+class DieWithKeeper(Step, frozen=True):
     """SIGKILL when the keeper dies (PR_SET_PDEATHSIG): nobody could reap or log it any more."""
 
     def doing(self) -> str:
         return "tie the container to its keeper"
 
 
-class Init(Step, frozen=True, tag=op.OP_INIT):
+class Init(Step, frozen=True):
     """Stay as PID 1, reaping and forwarding signals; the rest happens in a child of it."""
 
     def doing(self) -> str:
         return "start the init process"
 
 
-class Execute(Step, frozen=True, tag=op.OP_EXECUTE):
+class Execute(Step, frozen=True):
     """execve(2) the first of ``candidates`` that the kernel takes."""
 
     candidates: tuple[bytes, ...]
@@ -340,7 +375,7 @@ class Execute(Step, frozen=True, tag=op.OP_EXECUTE):
         return printable(self.arguments[0])
 
 
-class JoinNamespaces(Step, frozen=True, tag=op.OP_JOIN_NAMESPACES):
+class JoinNamespaces(Step, frozen=True):
     """setns(2) into all of ``flags`` at once, through the pidfd sent along (Linux 5.8)."""
 
     flags: int
@@ -349,25 +384,52 @@ class JoinNamespaces(Step, frozen=True, tag=op.OP_JOIN_NAMESPACES):
         return "enter the container's namespaces"
 
 
-class ForkInside(Step, frozen=True, tag=op.OP_FORK_INSIDE):
+class ForkInside(Step, frozen=True):
     """Go on in a child: only children are members of a joined pid namespace (setns(2))."""
 
     def doing(self) -> str:
         return "fork inside the container"
 
 
-class LaunchPlan(msgspec.Struct, frozen=True, array_like=True):
+class Part(msgspec.Struct, frozen=True):
+    """Some steps of a plan and the system calls that they consist of (`core.program`).
+
+    :ivar code: the calls for the keeper: a tuple of them, or the same marshalled where the part is
+        the same for many containers, so that neither end has to make it anew
+    :ivar origins: for each call, the index of its step and its name
+    """
+
+    steps: tuple[Step, ...]
+    code: tuple[object, ...] | bytes
+    origins: tuple[tuple[int, str], ...]
+
+
+class LaunchPlan(msgspec.Struct, frozen=True):
     """All that the keeper needs to launch one process.
 
-    :ivar steps: carried out in order by the child
+    :ivar parts: carried out in order by the child
     :ivar clone_flags: namespaces that the child is created in (clone3(2))
     :ivar cgroup: version 2 cgroup that the child is born in, or b""
     :ivar stdin: whether the process gets an input pipe
     :ivar owner: uid that owns the output pipes, so that the process can reopen /dev/stdout
     """
 
-    steps: tuple[Step, ...]
+    parts: tuple[Part, ...]
     clone_flags: int
     cgroup: bytes
     stdin: bool
     owner: int
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """All steps."""
+        return tuple(step for part in self.parts for step in part.steps)
+
+    def origin(self, number: int) -> tuple[Step, str]:
+        """The step that call ``number`` belongs to, and the call's name."""
+        for part in self.parts:
+            if number < len(part.origins):
+                step, call = part.origins[number]
+                return part.steps[step], call
+            number -= len(part.origins)
+        raise IndexError(number)

@@ -12,16 +12,18 @@ from __future__ import annotations
 import _signal
 import _socket
 import gc
+import marshal
 import os
 import resource
 import select
 import sys
 import time
+from fcntl import F_DUPFD_CLOEXEC, fcntl
 
 from craterun.core import flags as f
 from craterun.core import opcodes as op
 from craterun.keeper import wire
-from craterun.keeper.child import Child
+from craterun.keeper.child import LOWEST_FD, carry_out, opening
 from craterun.linux import calls
 
 TYPE_CHECKING = False  # typing is an import that the keeper does without
@@ -32,6 +34,7 @@ _MAX_TAKEOVERS = 5
 _TAKEOVER_SECONDS = 10.0
 """Supervisors that die faster than this many in this time are not replaced any more."""
 _CLONE_FAILED = -1
+_MAX_PROGRAMS = 256
 
 
 class Kept:
@@ -82,6 +85,7 @@ class Keeper:
         self.buffer = bytearray(wire.INLINE_BYTES + 1)
         self.kept: dict[int, Kept] = {}
         self.by_fd: dict[int, Kept] = {}
+        self.programs: dict[bytes, Any] = {}
         self.epoll = select.epoll()
         self.epoll.register(sock.fileno(), select.EPOLLIN)
 
@@ -142,7 +146,8 @@ class Keeper:
         state directory, if ``flags`` says so (2).
         """
         self.release_all(released)
-        steps, clone_flags, cgroup, wants_stdin, owner = plan
+        parts, clone_flags, cgroup, wants_stdin, owner = plan
+        program = [self.load(part) if isinstance(part, bytes) else part for part in parts]
         join = fds.pop(0) if flags & 1 else -1
         kept = Kept(number, cookie, fds.pop(0) if flags & 2 else -1)
         self.kept[number] = kept
@@ -169,10 +174,11 @@ class Keeper:
             if cgroup:
                 born_in = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 child_ends.append(born_in)
+            streams = (stdin_end, child_ends[1], child_ends[2])
+            first = opening(streams, error_end, join, self.open_files)
             pid, pidfd = calls.clone3(clone_flags, born_in)
             if pid == 0:
-                streams = (stdin_end, child_ends[1], child_ends[2])
-                Child(streams, error_end, join, self.open_files).run(steps)
+                carry_out(first, program)
             kept.pid, kept.pidfd = pid, pidfd
             kept.start_time = start_time(pid)
         except OSError as error:
@@ -188,6 +194,15 @@ class Keeper:
                 os.close(join)
         self.watch(kept.error, kept)
         self.watch(kept.pidfd, kept)
+
+    def load(self, part: bytes) -> Any:
+        """A part of a plan that comes again and again, decoded once."""
+        program = self.programs.get(part)
+        if program is None:
+            if len(self.programs) >= _MAX_PROGRAMS:
+                self.programs.clear()
+            program = self.programs[part] = marshal.loads(part)  # noqa: S302 (see wire)
+        return program
 
     def watch(self, fd: int, kept: Kept) -> None:
         """Have `run` call for ``kept`` when ``fd`` is readable."""
@@ -380,8 +395,9 @@ def main(fd: int, takeover: list[str]) -> None:
     # Containers must not look into the process that sets them up (CVE-2016-9962).
     calls.prctl(f.PR_SET_DUMPABLE, 0)
     calls.set_process_name(b"craterun-keeper")
-    sock = _socket.socket(fileno=fd)
-    os.set_inheritable(fd, False)
+    sock = _socket.socket(fileno=fcntl(fd, F_DUPFD_CLOEXEC, LOWEST_FD))
+    for number in range(3, LOWEST_FD):
+        os.dup2(0, number, inheritable=False)  # /dev/null, so that nothing else gets the number
     gc.disable()
     gc.freeze()
     try:

@@ -108,6 +108,24 @@ _inotify_add_watch = _prototype("inotify_add_watch", c_int, c_char_p, c_uint)
 _sethostname = _prototype("sethostname", c_char_p, c_size_t)
 
 
+_plain = ctypes.PyDLL(None)
+_errno_location = _plain["__errno_location"]
+_errno_location.restype = ctypes.POINTER(c_int)
+
+
+def plain_function(name: str) -> Any:
+    """A function of the C library without a prototype: integers go in as int, bytes as their
+    address, None as NULL, and an int comes out. Nothing is checked or raised; see `errno`.
+    """
+    return _plain[name]
+
+
+def errno() -> int:
+    """What the last call of a `plain_function` left behind (errno(3)); read it at once."""
+    number: int = _errno_location()[0]
+    return number
+
+
 def _fail(call: str) -> OSError:
     number = ctypes.get_errno()
     return OSError(number, os.strerror(number), call)
@@ -258,9 +276,11 @@ def capset(mask: int) -> None:
 
 
 def new_session_keyring() -> None:
-    """keyctl(KEYCTL_JOIN_SESSION_KEYRING). ENOSYS: a kernel without keys."""
+    """keyctl(KEYCTL_JOIN_SESSION_KEYRING). Without effect in a kernel that has no keys (ENOSYS)."""
     if _keyctl(_NR_KEYCTL, f.KEYCTL_JOIN_SESSION_KEYRING, None) < 0:
-        raise _fail("keyctl")
+        error = _fail("keyctl")
+        if error.errno != 38:  # ENOSYS: nothing there to be reached
+            raise error
 
 
 def sethostname(name: bytes) -> None:

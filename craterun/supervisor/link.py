@@ -23,9 +23,9 @@ _HAS_LOCK = 2
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """A launch that did not get as far as execve: which step, errno, and the child's evidence."""
+    """A launch that did not get as far as execve: which call, errno, and the child's evidence."""
 
-    step: int
+    call: int
     errno: int
     evidence: bytes
 
@@ -107,7 +107,8 @@ class KeeperLink:
         self._launched[launched.number] = launched
         fds = [fd for fd in (join, lock) if fd >= 0]
         flags = (_HAS_PIDFD_TO_JOIN if join >= 0 else 0) | (_HAS_LOCK if lock >= 0 else 0)
-        body = msgspec.to_builtins(plan, builtin_types=(bytes,))
+        code = [part.code for part in plan.parts]
+        body = (code, plan.clone_flags, plan.cgroup, plan.stdin, plan.owner)
         released, self._unreleased = self._unreleased, []
         try:
             await self._send((op.MSG_LAUNCH, launched.number, flags, cookie, body, released), fds)

@@ -185,7 +185,7 @@ class Supervisor:
             spec, self.facts, hostname=hostname, root=root, identity=identity, cgroups=cgroups
         )
         record = _first_record(spec, container_id, hostname, root, cgroups)
-        logger.debug("%s: %d steps, cgroups %s", record.id, len(plan.steps), cgroups.paths)
+        logger.debug("%s: %d parts, cgroups %s", record.id, len(plan.parts), cgroups.paths)
         directory = Fd(self.store.create(record))
         try:
             cgroup.create(cgroups)

@@ -17,6 +17,7 @@ import pytest
 from craterun.core import opcodes as op
 from craterun.core.errors import CraterunError
 from craterun.keeper import spawn, wire
+from craterun.keeper.child import LOWEST_FD
 from craterun.keeper.spawn import SpawnedKeeper, spawn_keeper
 from craterun.linux import calls
 from tests.kernel.forked import in_child, status_field
@@ -164,7 +165,8 @@ def test_a_keeper_inherits_nothing_but_its_socket_and_the_interpreter(
     finally:
         keeper.close()
         os.close(secret)
-    rest = sorted(target.split(":")[0] for number, target in found.items() if number > 2)
+    assert {found[number] for number in range(LOWEST_FD)} == {os.devnull}
+    rest = sorted(target.split(":")[0] for number, target in found.items() if number >= LOWEST_FD)
     interpreter = os.path.realpath(sys.executable)
     assert set(rest) <= {"anon_inode", "socket", interpreter, "/"}, rest
     assert rest.count("socket") == 1

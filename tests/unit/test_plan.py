@@ -47,6 +47,11 @@ def of(*kinds: type[s.Step]) -> Callable[[s.Step], bool]:
     return lambda step: isinstance(step, kinds)
 
 
+def those(plan: s.LaunchPlan, *kinds: type[s.Step]) -> list[int]:
+    """Where such steps are, if any: a host without version 1 cgroups has none to enter."""
+    return [number for number, step in enumerate(plan.steps) if isinstance(step, kinds)]
+
+
 def only(plan: s.LaunchPlan, kind: type[s.Step]) -> int:
     (found,) = positions(plan, of(kind))
     return found
@@ -72,8 +77,14 @@ def test_descriptors_are_closed_before_the_working_directory_is_entered(plan: s.
 
 
 @every_plan
-def test_the_streams_are_connected_before_descriptors_are_closed(plan: s.LaunchPlan) -> None:
-    assert only(plan, s.Stdio) < only(plan, s.CloseDescriptors)
+def test_input_is_connected_before_descriptors_are_closed(plan: s.LaunchPlan) -> None:
+    if not plan.stdin:
+        assert only(plan, s.NullInput) < only(plan, s.CloseDescriptors)
+
+
+def test_a_pipe_is_not_replaced_by_dev_null() -> None:
+    for plan in (make_run_plan(interactive=True), make_exec_plan(stdin=True)):
+        assert not any(isinstance(step, s.NullInput) for step in plan.steps)
 
 
 @every_plan
@@ -101,7 +112,17 @@ def test_the_cgroup_is_entered_before_its_namespace_is_made(plan: s.LaunchPlan) 
     # The namespace's root is the cgroup at the time of the call.
     unshare = only(plan, s.Unshare)
     assert plan.steps[unshare] == s.Unshare(f.CLONE_NEWCGROUP)
-    assert all(number < unshare for number, step in enumerate(plan.steps) if of(s.JoinCgroup)(step))
+    assert all(number < unshare for number in those(plan, s.EnterCgroup))
+
+
+@every_run_plan
+def test_what_setting_up_takes_is_not_counted_against_the_limits(plan: s.LaunchPlan) -> None:
+    # Opened while the host's files can be reached, entered when all is made.
+    opened, entered = (those(plan, kind) for kind in (s.OpenCgroup, s.EnterCgroup))
+    assert len(opened) == len(entered)
+    assert all(number < only(plan, s.PivotRoot) for number in opened)
+    assert all(number > max(positions(plan, of(*MOUNTING))) for number in entered)
+    assert all(number < only(plan, s.Credentials) for number in entered)
 
 
 @every_run_plan
@@ -124,7 +145,7 @@ def test_all_mounts_are_made_before_the_hosts_root_is_left(plan: s.LaunchPlan) -
 def test_the_hosts_root_is_left_before_anything_is_done_in_the_containers_name(
     plan: s.LaunchPlan,
 ) -> None:
-    inside = (s.SetHostname, s.LoopbackUp, s.Stdio, s.Credentials, s.ChangeDirectory, s.Execute)
+    inside = (s.SetHostname, s.LoopbackUp, s.NullInput, s.Credentials, s.ChangeDirectory, s.Execute)
     assert only(plan, s.PivotRoot) < min(positions(plan, of(*inside)))
 
 
@@ -154,7 +175,7 @@ def test_the_built_in_root_copies_no_directory_of_the_host_as_root() -> None:
 
 def test_a_version_1_cgroup_is_entered_and_a_version_2_one_is_born_in() -> None:
     hybrid = make_run_plan(host=make_host(hierarchies=LAYOUTS["hybrid"]))
-    joined = [step.path for step in hybrid.steps if isinstance(step, s.JoinCgroup)]
+    joined = [step.path for step in hybrid.steps if isinstance(step, s.EnterCgroup)]
     assert joined == [
         f"/sys/fs/cgroup/memory/craterun/{ID}/tasks".encode(),
         f"/sys/fs/cgroup/cpu,cpuacct/craterun/{ID}/tasks".encode(),
@@ -194,7 +215,7 @@ def test_names_that_are_not_utf_8_reach_the_kernel_as_they_were_typed() -> None:
 
 @every_exec_plan
 def test_the_cgroup_is_entered_while_its_path_still_means_something(plan: s.LaunchPlan) -> None:
-    joined = [number for number, step in enumerate(plan.steps) if isinstance(step, s.JoinCgroup)]
+    joined = those(plan, s.OpenCgroup, s.EnterCgroup)
     assert all(number < only(plan, s.JoinNamespaces) for number in joined)
 
 
@@ -210,7 +231,7 @@ def test_a_further_process_joins_all_namespaces_and_makes_none(plan: s.LaunchPla
 def test_a_further_process_forks_once_inside_and_before_it_is_anybody(plan: s.LaunchPlan) -> None:
     fork = only(plan, s.ForkInside)
     assert fork == only(plan, s.JoinNamespaces) + 1
-    assert fork < min(positions(plan, of(s.Stdio, s.CloseDescriptors, s.Credentials)))
+    assert fork < min(positions(plan, of(s.NullInput, s.CloseDescriptors, s.Credentials)))
 
 
 def test_the_user_namespace_is_joined_only_where_the_container_has_one_of_its_own() -> None:

@@ -1,0 +1,69 @@
+"""Collects the system calls of a program, and keeps count of its descriptors (`core.program`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from craterun.core import opcodes as op
+
+Call = tuple[int, tuple[Any, ...], "int | None", "tuple[tuple[int, ...], int] | None"]
+"""(function, arguments, wanted, lenient), as `core.program` explains."""
+
+Slots = dict[object, int]
+"""Numbers of open descriptors by what they are for."""
+
+_CODES = {name: (code, number) for code, (name, number) in enumerate(op.CALLS)}
+_SPECIAL = {name: len(op.CALLS) + code for code, name in enumerate(op.SPECIAL)}
+
+
+class Assembler:
+    """Collects calls, and keeps count of the descriptors that will be open."""
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots = dict(slots)
+        self.calls: list[Call] = []
+        self.origins: list[tuple[int, str]] = []
+        self.step = 0
+
+    def call(self, name: str, *arguments: Any, wanted: int | None = 0) -> None:
+        """One call of a function named in `opcodes.CALLS`."""
+        code, number = _CODES[name]
+        if number:
+            code, arguments = 0, (number, *arguments)
+        self.calls.append((code, arguments, wanted, None))
+        self.origins.append((self.step, name))
+
+    def special(self, name: str, *arguments: Any) -> None:
+        """One of `opcodes.SPECIAL`."""
+        self.calls.append((_SPECIAL[name], arguments, 0, None))
+        self.origins.append((self.step, name))
+
+    def open(self, slot: object, name: str, *arguments: Any) -> int:
+        """A call that opens the descriptor of ``slot``. Returns its number."""
+        used = set(self.slots.values())
+        number = next(n for n in range(op.JOIN_FD, op.JOIN_FD + len(used) + 1) if n not in used)
+        self.call(name, *arguments, wanted=number)
+        self.slots[slot] = number
+        return number
+
+    def close(self, slot: object) -> None:
+        """Close the descriptor of ``slot``."""
+        self.call("close", self.slots.pop(slot))
+
+    @contextmanager
+    def if_it_worked(self, *errnos: int) -> Iterator[None]:
+        """The calls made in this block are left out if the last one before fails with one of
+        ``errnos``, or, if there are none, with any. What that one opened is closed in the block.
+        """
+        position = len(self.calls) - 1
+        code, arguments, wanted, _ = self.calls[position]
+        yield
+        skip = len(self.calls) - 1 - position
+        self.calls[position] = (code, arguments, wanted, (errnos, skip))
+
+    def tolerate(self, *errnos: int) -> None:
+        """Go on if the last call fails with one of ``errnos``, or, if there are none, with any."""
+        with self.if_it_worked(*errnos):
+            pass
