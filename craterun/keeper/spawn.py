@@ -7,6 +7,7 @@ caller spends on importing trio.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import sys
 from typing import NamedTuple
 
 from craterun.core import flags as f
-from craterun.core.errors import UnsupportedHostError
+from craterun.core.errors import KernelRefusedError, UnsupportedHostError
 from craterun.linux import calls
 
 _PACKAGE_PARENT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -111,7 +112,12 @@ def _readonly_interpreter() -> int:
         calls.mount_setattr(tree, 0, f.MOUNT_ATTR_RDONLY)
     except OSError as error:
         os.close(tree)
-        raise UnsupportedHostError(
-            f"mount_setattr: {os.strerror(error.errno or 0)}; craterun needs Linux 5.12 or newer"
-        ) from error
+        if error.errno == errno.ENOSYS:
+            raise UnsupportedHostError(
+                "this kernel has no mount_setattr; craterun needs Linux 5.12 or newer"
+            ) from error
+        raise KernelRefusedError(
+            "protect the interpreter from containers", "mount_setattr", sys.executable,
+            error.errno or 0,
+        ) from error  # fmt: skip
     return tree

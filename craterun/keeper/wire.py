@@ -86,7 +86,7 @@ def receive(sock: Any, buffer: bytearray) -> tuple[Any, list[int]] | None:
     except BaseException as error:
         for fd in fds:
             os.close(fd)
-        if isinstance(error, (ValueError, EOFError, TypeError, IndexError, OSError)):
+        if isinstance(error, (ValueError, EOFError, TypeError, IndexError, OSError, MemoryError)):
             raise BrokenPeerError(f"undecodable message: {error}") from error
         raise
     return message, fds

@@ -7,6 +7,7 @@ are gone. So the last supervisor to leave writes one line here first. The file i
 
 from __future__ import annotations
 
+import errno
 import os
 
 import msgspec
@@ -35,7 +36,8 @@ def note_removed(root: str, container_id: str, status: ExitStatus) -> None:
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
             line = b"\n" + line  # the one before was cut short by a full disk
-        os.write(fd, line)
+        if os.write(fd, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), _FILE)
         full = os.fstat(fd).st_size > _MAX_BYTES
     finally:
         os.close(fd)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -31,6 +32,7 @@ from craterun.core.units import is_id, is_id_prefix, is_name
 from craterun.state.records import FILE_NAMES, read_record, write_record
 
 _NAMES = ".names"
+_MAKING_SECONDS = 1.0
 SYSTEM_ROOT = "/var/lib/craterun"
 
 
@@ -138,13 +140,14 @@ class Store:
     def records(self) -> Iterator[Record | tuple[str, StateError]]:
         """Every readable record; for an unreadable one its id and what is wrong with it.
 
-        A folder without a record whose lock is held is just being made, and left out.
+        A folder without a record whose lock is held is just being made, and left out; so is one
+        that is so young that its maker may be about to lock it.
         """
         for container_id in self.ids():
             try:
                 yield read_record(self.path(container_id), container_id)
             except FileNotFoundError:
-                if self._exists(container_id) and not self.is_locked(container_id):
+                if self._age(container_id) > _MAKING_SECONDS and not self.is_locked(container_id):
                     yield (
                         container_id,
                         StateError(
@@ -231,6 +234,13 @@ class Store:
             return stat.S_ISDIR(os.lstat(self.path(container_id)).st_mode)
         except OSError:
             return False
+
+    def _age(self, container_id: str) -> float:
+        """Seconds since anything in the container's folder was made or removed; negative: gone."""
+        try:
+            return time.time() - os.lstat(self.path(container_id)).st_mtime
+        except OSError:
+            return -1.0
 
     def _open(self, container_id: str) -> int:
         return os.open(

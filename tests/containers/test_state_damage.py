@@ -151,6 +151,8 @@ def _replace_by(kind: str) -> Callable[[Path], None]:
             path.symlink_to("/etc/passwd")
         elif kind == "loop":
             path.symlink_to(path.name)
+        else:
+            os.utime(path.parent, (0, 0))  # a young folder may be one that is just being made
 
     return damage
 
