@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from craterun.core.errors import CraterunError
     from craterun.core.life import ExitStatus, Record, State
+    from craterun.core.limits import Limits
     from craterun.core.spec import Spec
     from craterun.linux.userns import become_root
     from craterun.state.logs import Stream
@@ -37,6 +38,7 @@ _PUBLIC = {
     "CraterunError": "craterun.core.errors",
     "Execution": "craterun.supervisor.execution",
     "ExitStatus": "craterun.core.life",
+    "Limits": "craterun.core.limits",
     "Record": "craterun.core.life",
     "Spec": "craterun.core.spec",
     "State": "craterun.core.life",
@@ -51,6 +53,7 @@ __all__ = [
     "CraterunError",
     "Execution",
     "ExitStatus",
+    "Limits",
     "Record",
     "Spec",
     "State",

@@ -9,7 +9,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from craterun.cli.limits import LimitOptions
 from craterun.core.errors import CraterunError, UsageError
+from craterun.core.limits import Limits
 from craterun.core.spec import HOST_ROOTFS, Spec
 from craterun.core.units import parse_env, parse_env_file
 from craterun.state.store import default_root
@@ -30,6 +32,9 @@ def run(
     rm: bool = False,
     cidfile: str | None = None,
     init: bool = False,
+    limits: LimitOptions | None = None,
+    cgroup_parent: str | None = None,
+    oom_score_adj: Annotated[int | None, Parameter(allow_leading_hyphen=True)] = None,
 ) -> int:
     """Run a command in a new container, and exit with its exit code.
 
@@ -68,6 +73,12 @@ def run(
         Write the id to this file, which must not exist.
     init
         Run a minimal init as PID 1, which reaps orphans and forwards signals.
+    cgroup_parent
+        An existing cgroup to put the container's cgroups below, as a path from the root of the
+        hierarchy. Its limits hold for all containers in it together.
+    oom_score_adj
+        Whom the kernel kills first when the host runs out of memory: -1000 (never this one) to
+        1000.
     """
     if attach and detach:
         raise UsageError("--attach and --detach exclude each other")
@@ -84,6 +95,9 @@ def run(
         interactive=interactive,
         init=init,
         auto_remove=rm,
+        limits=limits.parse() if limits is not None else Limits(),
+        cgroup_parent=cgroup_parent,
+        oom_score_adj=oom_score_adj,
     )
     spec.check()
     from craterun.linux.userns import become_root

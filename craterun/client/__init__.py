@@ -150,6 +150,11 @@ def _options(spec: Spec) -> list[str]:
         if value is not None:
             options.append(f"--{name}={value}")
     options += [f"--env={key}={value}" for key, value in spec.env.items()]
+    options += spec.limits.options()
+    if spec.cgroup_parent is not None:
+        options.append(f"--cgroup-parent={spec.cgroup_parent}")
+    if spec.oom_score_adj is not None:
+        options.append(f"--oom-score-adj={spec.oom_score_adj}")
     options += ["--init"] if spec.init else []
     options += ["--rm"] if spec.auto_remove else []
     return [*options, "--", *spec.command]

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from craterun.core.cgroups import plan_cgroups
+from craterun.core.cgroups import possible_paths
 from craterun.core.errors import (
     ContainerNotRunningError,
     ContainerRunningError,
@@ -244,24 +244,25 @@ def remove(store: Store, text: str, *, force: bool) -> str:
             )
         kill_and_wait(store, record)
     store.wait_unsupervised(container_id)
-    _remove_cgroups(container_id)
+    _remove_cgroups(record)
     store.remove(record)
     return container_id
 
 
 def _remove_damaged(store: Store, container_id: str) -> None:
     # Without a record there is no pid to trust: the container is what is in its cgroups.
-    paths = plan_cgroups(container_id, host.probe()).paths
+    paths = possible_paths(container_id, host.probe())
     cgroup.kill(paths)
     store.wait_unsupervised(container_id)
     cgroup.remove(paths)
     store.remove(container_id)
 
 
-def _remove_cgroups(container_id: str) -> None:
-    """Left by a supervisor that was killed. Paths are computed, not taken from an editable file."""
+def _remove_cgroups(record: Record) -> None:
+    """Left by a supervisor that was killed. Of an editable file only plausible paths are taken."""
     facts = host.probe()
-    paths = [p for p in plan_cgroups(container_id, facts).paths if os.path.isdir(p)]
+    possible = possible_paths(record.id, facts, record.cgroups)
+    paths = [path for path in possible if os.path.isdir(path)]
     if paths:
         cgroup.kill(paths)
         cgroup.remove(paths)

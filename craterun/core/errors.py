@@ -53,6 +53,10 @@ class ContainerNotRunningError(CraterunError):
     """The operation needs a running container."""
 
 
+class LimitError(CraterunError):
+    """A limit cannot be enforced here, or the kernel refused it; nothing was changed."""
+
+
 class StateError(CraterunError):
     """A file of the state directory cannot be read, written or understood."""
 

@@ -8,6 +8,7 @@ import msgspec
 
 from craterun.core.capabilities import CAPABILITIES, DEFAULT_CAPABILITIES
 from craterun.core.errors import UsageError, printable
+from craterun.core.limits import Limits
 from craterun.core.units import argument_bytes, parse_env, parse_hostname, parse_name
 
 HOST_ROOTFS = "host"
@@ -34,6 +35,10 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     :ivar init: run a minimal init as PID 1, which reaps orphans and forwards signals
     :ivar auto_remove: remove all state when the container has ended
     :ivar capabilities: what root keeps inside, names without ``CAP_``
+    :ivar limits: what it may use at most
+    :ivar cgroup_parent: an existing cgroup to live below, as a path from a hierarchy's root, or
+        from the delegated cgroup; default: ``craterun``
+    :ivar oom_score_adj: -1000 to 1000, proc(5): whom the kernel prefers to kill
     """
 
     command: tuple[str, ...]
@@ -47,6 +52,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     init: bool = False
     auto_remove: bool = False
     capabilities: tuple[str, ...] = DEFAULT_CAPABILITIES
+    limits: Limits = Limits()
+    cgroup_parent: str | None = None
+    oom_score_adj: int | None = None
 
     def check(self) -> None:
         """Raise `UsageError` for what no host could run."""
@@ -57,6 +65,11 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         for capability in self.capabilities:
             if capability not in CAPABILITIES:
                 raise UsageError(f"unknown capability {printable(capability)!r}: write NET_ADMIN")
+        self.limits.check()
+        if self.cgroup_parent is not None:
+            parse_cgroup_parent(self.cgroup_parent)
+        if self.oom_score_adj is not None and not -1000 <= self.oom_score_adj <= 1000:
+            raise UsageError(f"--oom-score-adj {self.oom_score_adj} is not within -1000 and 1000")
         check_process(self.command, self.env, self.workdir)
 
 
@@ -79,17 +92,41 @@ def check_process(command: tuple[str, ...], env: dict[str, str], workdir: str) -
         raise UsageError(f"workdir {printable(workdir)!r} is not an absolute path")
 
 
+def parse_cgroup_parent(text: str) -> str:
+    """``a/b`` from ``/a/b``: a cgroup as a path below the root that is ours to use.
+
+    :raises UsageError: it is empty, or leads out by ``..``
+    """
+    argument_bytes(text)
+    parts = [part for part in text.split("/") if part]
+    if not parts or any(part in (".", "..") for part in parts):
+        raise UsageError(
+            f"--cgroup-parent {printable(text)!r} must name a cgroup below the root of the "
+            "hierarchy, without . and .."
+        )
+    return "/".join(parts)
+
+
 class Hierarchy(msgspec.Struct, frozen=True):
     """One mounted cgroup hierarchy (cgroups(7)).
 
     :ivar version: 1 or 2
     :ivar controllers: the controllers it serves; of version 2, those it offers to its children
     :ivar mountpoint: where it is mounted
+    :ivar base: the cgroup that was delegated to us, as in ``/user.slice/x.scope``; "" for the whole
+    :ivar parent: below it, what containers are put under
     """
 
     version: Literal[1, 2]
     controllers: tuple[str, ...]
     mountpoint: str
+    base: str = ""
+    parent: str = "craterun"
+
+    @property
+    def top(self) -> str:
+        """The directory that is ours to make cgroups in."""
+        return self.mountpoint + self.base
 
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Small values that people type and read: ids, names, signals, K=V, ages, hostnames.
+"""Small values that people type and read: ids, names, signals, K=V, ages, hostnames, sizes.
 
 Every parser here raises `UsageError` with the value in question, so that no later layer sees a
 malformed one.
@@ -18,6 +18,9 @@ _ID = re.compile(r"[0-9a-f]{16}\Z")
 _ID_PREFIX = re.compile(r"[0-9a-f]{1,16}\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
 _ENV_NAME = re.compile(r"[^=\0]+\Z")
+_SIZE = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,20}))?(?:([kmgtp]?)(i?)b?)?\Z", re.IGNORECASE)
+MAX_BYTES = (1 << 63) - 1 - (1 << 16)
+"""The largest size: a little less than what the kernel takes for "no limit" with any page size."""
 HOSTNAME_MAX = 64
 """Bytes that sethostname(2) takes, ``__NEW_UTS_LEN``."""
 
@@ -143,3 +146,38 @@ def age(then: datetime, now: datetime | None = None) -> str:
     unit, size = next((u for u in units if seconds >= u[1]), units[-1])
     count = seconds // size
     return f"{count} {unit}{'' if count == 1 else 's'} ago"
+
+
+def parse_bytes(text: str, what: str) -> int:
+    """A size: ``4096``, ``64m``, ``1.5g``, ``512KiB``. All units are powers of 1024, in any case.
+
+    :param what: whose size it is, for the message
+    :raises UsageError: no size, negative, not a whole number of bytes, or too large to count
+    """
+    shown = printable(text[:40])
+    if text.startswith("-"):
+        raise UsageError(f"{what} {shown!r} is negative; write max for no limit")
+    match = _SIZE.match(text)
+    if match is None or (match[4] and not match[3]):
+        raise UsageError(
+            f"{what} {shown!r} is not a size: write bytes, or a number with k, m, g, t or p, "
+            "as in 64m"
+        )
+    factor = 1 << 10 * (" kmgtp".index(match[3].lower()) if match[3] else 0)
+    digits = match[2] or ""
+    size, rest = divmod(int(match[1] + digits) * factor, int(f"1{'0' * len(digits)}"))
+    if rest:
+        raise UsageError(f"{what} {shown!r} is not a whole number of bytes; {size} would be")
+    if size > MAX_BYTES:
+        raise UsageError(f"{what} {shown!r} is more than the kernel can count")
+    return size
+
+
+def format_bytes(size: int) -> str:
+    """``64m`` for 67108864: the largest unit that is exact. ``max`` for -1, no limit."""
+    if size < 0:
+        return "max"
+    unit = 0
+    while size and size % 1024 == 0 and unit < 5:
+        size, unit = size // 1024, unit + 1
+    return f"{size}{' kmgtp'[unit].strip()}"

@@ -19,9 +19,10 @@ KILL_SECONDS = 2.0
 
 
 def create(plan: CgroupPlan) -> None:
-    """Make all directories of ``plan``, parents included; all or none.
+    """Make all directories of ``plan``, parents included, and set its limits; all or nothing.
 
     :raises KernelRefusedError: the kernel refused one
+    :raises LimitError: a limit cannot be enforced
     """
     made: list[str] = []
     for path in plan.paths:
@@ -33,6 +34,25 @@ def create(plan: CgroupPlan) -> None:
                 "create the container's cgroup", "mkdir", path, error.errno or 0
             ) from error
         made.append(path)
+    if plan.welcome or plan.needed or plan.cpusets or plan.writes:
+        try:
+            _set_up(plan)
+        except BaseException:
+            remove(made)
+            raise
+
+
+def _set_up(plan: CgroupPlan) -> None:
+    from craterun.linux import controllers, limits
+
+    controllers.enable(plan)
+    try:
+        controllers.fill_cpusets(plan)
+    except OSError as error:
+        raise KernelRefusedError(
+            "prepare the container's cpuset", "write", plan.cpusets[0], error.errno or 0
+        ) from error
+    limits.apply(plan.writes)
 
 
 def _make(path: str) -> None:
@@ -83,7 +103,7 @@ def remove_parents(host: HostFacts) -> None:
     """Remove the directories common to all containers, if nobody uses them any more."""
     for hierarchy in host.hierarchies:
         try:
-            os.rmdir(f"{hierarchy.mountpoint}/{PARENT}")
+            os.rmdir(f"{hierarchy.top}/{PARENT}")
         except OSError:
             continue
 
@@ -145,8 +165,8 @@ def _kill_process(pid: int, paths: list[str], deadline: float) -> None:
         os.close(pidfd)
 
 
-def of_process(pid: int, host: HostFacts) -> CgroupPlan:
-    """The cgroups that process ``pid`` is in, for another process to join.
+def of_process(pid: int, host: HostFacts, container_id: str) -> CgroupPlan:
+    """The cgroups that process ``pid`` of a container is in, for another process to join.
 
     :raises ProcessLookupError: it has ended
     """
@@ -162,6 +182,6 @@ def of_process(pid: int, host: HostFacts) -> CgroupPlan:
             unified = hierarchy.mountpoint + paths.get("", "/")
         else:
             path = paths.get(hierarchy.controllers[0])
-            if path is not None and f"/{PARENT}/" in path:
+            if path is not None and f"/{container_id}" in path:
                 legacy.append(hierarchy.mountpoint + path)
     return CgroupPlan(unified, tuple(legacy))

@@ -76,6 +76,11 @@ def parse_start_time(stat: bytes) -> int:
     return int(stat[stat.rindex(b")") + 2 :].split(b" ", 20)[19])
 
 
+def parse_parent(stat: bytes) -> int:
+    """Field 4 of /proc/PID/stat, the parent's pid."""
+    return int(stat[stat.rindex(b")") + 2 :].split(b" ", 2)[1])
+
+
 def parse_state(stat: bytes) -> str:
     """Field 3 of /proc/PID/stat: ``R``, ``S``, ``D``, ``Z``, …"""
     return stat[stat.rindex(b")") + 2 :].split(b" ", 1)[0].decode()

@@ -15,7 +15,7 @@ import msgspec
 import trio
 
 from craterun.core import hostroot
-from craterun.core.cgroups import CgroupPlan, plan_cgroups
+from craterun.core.cgroups import CgroupPlan
 from craterun.core.errors import ContainerNotRunningError, CraterunError
 from craterun.core.failures import explain
 from craterun.core.life import Record, State
@@ -23,7 +23,7 @@ from craterun.core.plan import plan_exec, plan_run
 from craterun.core.spec import HOST_ROOTFS, Identity, RootDirectory, Spec, check_process
 from craterun.core.steps import LaunchPlan
 from craterun.core.units import new_id
-from craterun.linux import cgroup, host
+from craterun.linux import cgroup, controllers, host
 from craterun.linux.fd import Fd
 from craterun.linux.proc import open_process
 from craterun.linux.rootfs import check_rootfs, look_up_user
@@ -132,6 +132,7 @@ class Supervisor:
         :raises StateError: the state directory cannot be written
         :raises CommandNotFoundError: no such command in the container
         :raises CommandNotExecutableError: it is there but does not execute
+        :raises LimitError: a limit cannot be enforced here; the message says why
         :raises KernelRefusedError: the kernel refused a step; the message says which
         :raises KeeperDiedError: the keeper is gone
         """
@@ -180,7 +181,7 @@ class Supervisor:
         """By the clerk: everything that makes files, before anything is started."""
         container_id = new_id()
         hostname = spec.hostname or container_id[:12]
-        cgroups = plan_cgroups(container_id, self.facts)
+        cgroups = controllers.plan_for(spec, container_id, self.facts)
         plan = plan_run(
             spec, self.facts, hostname=hostname, root=root, identity=identity, cgroups=cgroups
         )
@@ -288,7 +289,7 @@ class Supervisor:
                 hostname=record.hostname,
                 workdir=workdir,
                 identity=identity,
-                cgroups=cgroup.of_process(record.process.pid, self.facts),
+                cgroups=cgroup.of_process(record.process.pid, self.facts, record.id),
                 stdin=stdin,
                 join_user=not same_user_namespace(record.process.pid),
             )
@@ -350,6 +351,7 @@ def _first_record(
         init=spec.init,
         auto_remove=spec.auto_remove,
         created=datetime.now(UTC),
+        limits=spec.limits.as_text(),
         cgroups=cgroups.paths,
     )
 

@@ -24,7 +24,13 @@ def test_a_hybrid_host_gives_one_in_each_hierarchy_that_accounts() -> None:
 def test_a_hierarchy_that_accounts_nothing_is_left_alone() -> None:
     for controller in ("devices", "freezer", "cpuset", "blkio"):
         hierarchy = Hierarchy(1, (controller,), "/x")
-        assert plan_cgroups(ID, make_host(hierarchies=(hierarchy,))).paths == ()
+        plan = plan_cgroups(ID, make_host(hierarchies=(hierarchy, UNIFIED)))
+        assert (plan.legacy, plan.writes, plan.cpusets) == ((), (), ())
+
+
+def test_without_version_2_the_freezer_pauses() -> None:
+    hierarchy = Hierarchy(1, ("freezer",), "/x")
+    assert plan_cgroups(ID, make_host(hierarchies=(hierarchy,))).legacy == (f"/x/{PARENT}/{ID}",)
 
 
 def test_one_accounting_controller_among_several_suffices() -> None:

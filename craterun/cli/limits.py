@@ -1,0 +1,93 @@
+"""The options that limit a container: the same for `run` and for `update`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from cyclopts import Group, Parameter
+
+from craterun.core.errors import UsageError
+from craterun.core.limits import (
+    Limits,
+    format_io_max,
+    parse_cpu,
+    parse_cpus,
+    parse_io_max,
+    parse_limit,
+)
+
+_GROUP = Group("Limits", sort_key=10)
+
+
+@Parameter(name="*", group=_GROUP)
+@dataclass(frozen=True)
+class LimitOptions:
+    """What was typed.
+
+    Parameters
+    ----------
+    memory
+        Memory at most: bytes, or 64m, 1.5g; max: no limit.
+    memory_swap
+        Memory and swap together at most; -1 or max: no limit. Default: twice --memory.
+    memory_reservation
+        Memory that is taken away last when the host runs short.
+    pids
+        Processes and threads at most.
+    cpu
+        Quota and period in microseconds, as in '50000 100000' for half a processor.
+    cpus
+        The same as a number of processors: 0.5, 2.
+    cpu_weight
+        Share of scarce processors, 1 to 10000; the default is 100.
+    cpuset_cpus
+        Processors to run on, as in 0-1,3.
+    cpuset_mems
+        Memory nodes to allocate from, as in 0.
+    io_weight
+        Share of a busy disk, 1 to 10000; the default is 100.
+    io_max
+        'DEVICE KEY=N…' with the keys rbps, wbps, riops and wiops: bytes or operations in a second
+        at most, as in '/dev/sda rbps=10m wiops=100'. May be repeated.
+    oom_group
+        When memory runs out, kill the whole container and not just one process.
+    """
+
+    memory: Annotated[str | None, Parameter(name=["--memory", "-m"])] = None
+    memory_swap: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
+    memory_reservation: str | None = None
+    pids: Annotated[
+        str | None, Parameter(name=["--pids", "--pids-limit"], allow_leading_hyphen=True)
+    ] = None
+    cpu: str | None = None
+    cpus: str | None = None
+    cpu_weight: str | None = None
+    cpuset_cpus: str | None = None
+    cpuset_mems: str | None = None
+    io_weight: str | None = None
+    io_max: list[str] | None = None
+    oom_group: Annotated[bool | None, Parameter(negative="--no-oom-group")] = None
+
+    def parse(self) -> Limits:
+        """The limits that they mean.
+
+        :raises UsageError: one is malformed; two contradict each other
+        """
+        fields: dict[str, object] = {}
+        for name in (
+            "memory", "memory_swap", "memory_reservation", "pids", "cpu_weight", "cpuset_cpus",
+            "cpuset_mems", "io_weight",
+        ):  # fmt: skip
+            text = getattr(self, name)
+            if text is not None:
+                fields[name] = parse_limit(name, text)
+        if self.cpu is not None and self.cpus is not None:
+            raise UsageError("--cpu and --cpus say the same thing; give one of them")
+        if self.cpu is not None:
+            fields["cpu_quota"], fields["cpu_period"] = parse_cpu(self.cpu)
+        if self.cpus is not None:
+            fields["cpu_quota"], fields["cpu_period"] = parse_cpus(self.cpus)
+        fields["io_max"] = tuple(format_io_max(*parse_io_max(e)) for e in self.io_max or ())
+        fields["oom_group"] = self.oom_group
+        return Limits(**fields)  # type: ignore[arg-type]  # each parser returns its field's type

@@ -1,0 +1,174 @@
+"""What must be true above a container's cgroup: controllers enabled, cpusets filled, parents there.
+
+Version 2 has the rule of no internal processes: a cgroup that hands controllers down has no
+process of its own. The root is exempt, but a delegated cgroup is not, and systemd starts us in it.
+So there, if nobody else is in it, we move into a leaf, as systemd's documentation on delegation
+asks for. Other people's processes are never moved.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+
+import msgspec
+
+from craterun.core.cgroups import CgroupPlan, plan_cgroups
+from craterun.core.errors import LimitError, UsageError, printable
+from craterun.core.spec import HostFacts, Spec, parse_cgroup_parent
+from craterun.linux.host import LEAF
+from craterun.linux.limits import read, resolve_devices, write_text
+from craterun.linux.proc import parse_parent
+
+
+def plan_for(spec: Spec, container_id: str, host: HostFacts) -> CgroupPlan:
+    """The cgroups of a container that is asked for by ``spec``.
+
+    :raises UsageError: its parent cgroup or a device does not exist
+    :raises LimitError: a limit cannot be enforced here
+    """
+    if spec.cgroup_parent is not None:
+        host = below(spec.cgroup_parent, host)
+    return plan_cgroups(container_id, host, resolve_devices(spec.limits))
+
+
+def below(parent: str, host: HostFacts) -> HostFacts:
+    """``host`` with containers put below ``parent`` in each hierarchy that has such a cgroup.
+
+    It is not made where it is missing, since nobody could tell later whether it is still needed:
+    there, containers go where they always do.
+
+    :raises UsageError: no hierarchy has it
+    """
+    path = parse_cgroup_parent(parent)
+    found = [h for h in host.hierarchies if os.path.isdir(f"{h.top}/{path}")]
+    if not found:
+        places = ", ".join(f"{h.top}/{path}" for h in host.hierarchies) or "no hierarchy"
+        raise UsageError(
+            f"--cgroup-parent {printable(parent)} does not exist: none of {printable(places)}; "
+            "make it with mkdir"
+        )
+    for hierarchy in found:
+        place = f"{hierarchy.top}/{path}"
+        if not _is_inside(place, hierarchy.top):
+            raise UsageError(f"--cgroup-parent {printable(parent)}: {printable(place)} leads out")
+    return msgspec.structs.replace(
+        host,
+        hierarchies=tuple(
+            msgspec.structs.replace(h, parent=path) if h in found else h for h in host.hierarchies
+        ),
+    )
+
+
+def _is_inside(path: str, top: str) -> bool:
+    real, real_top = os.path.realpath(path), os.path.realpath(top)
+    return real.startswith(f"{real_top}/") and os.stat(real).st_dev == os.stat(real_top).st_dev
+
+
+# --- version 2: controllers -----------------------------------------------------------------------
+
+
+def enable(plan: CgroupPlan) -> None:
+    """Have the controllers in the container's version 2 cgroup that the plan asks for.
+
+    :raises LimitError: one that a limit needs cannot be had
+    """
+    if plan.unified is None or not (plan.needed or plan.welcome):
+        return
+    present = read(f"{plan.unified}/cgroup.controllers").split()
+    if all(name in present for name in (*plan.welcome, *plan.needed)):
+        return  # the usual case: the first container has seen to it
+    levels = [plan.top]
+    for part in os.path.dirname(plan.unified)[len(plan.top) + 1 :].split("/"):
+        levels.append(f"{levels[-1]}/{part}")
+    for name in dict.fromkeys((*plan.needed, *plan.welcome)):
+        if name in present:
+            continue
+        for level in levels:
+            try:
+                _enable(name, level, make_room=level == plan.top and name in plan.needed)
+            except OSError as error:
+                if name not in plan.needed:
+                    break
+                flag = next(
+                    (w.content.flag for w in plan.writes if w.content.file.startswith(name)), name
+                )
+                raise LimitError(
+                    f"{flag} cannot be enforced: enable {name} in {printable(level)}: "
+                    f"{os.strerror(error.errno or 0)}; {_why(error, level)}"
+                ) from error
+
+
+def _enable(name: str, level: str, *, make_room: bool) -> None:
+    path = f"{level}/cgroup.subtree_control"
+    if name in read(path).split():
+        return
+    try:
+        write_text(path, f"+{name}")
+    except OSError as error:
+        if error.errno != errno.EBUSY or not make_room or not _move_into_leaf(level):
+            raise
+        write_text(path, f"+{name}")
+
+
+def _why(error: OSError, level: str) -> str:
+    if error.errno == errno.EBUSY:
+        others = ", ".join(map(str, _pids(level)[:4])) or "none any more"
+        return (
+            f"a cgroup with processes in it cannot limit those below (here: {others}); run "
+            "craterun alone in one: systemd-run --scope -p Delegate=yes craterun run …"
+        )
+    if error.errno == errno.ENOENT:
+        return "the cgroup above does not hand this controller down"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "this cgroup belongs to somebody else; have it delegated (systemd: Delegate=yes)"
+    return "craterun info tells more"
+
+
+def _move_into_leaf(level: str) -> bool:
+    """Move this process and its children out of ``level``, if nobody else is there."""
+    mine = str(os.getpid())
+    pids = [str(pid) for pid in _pids(level)]
+    if any(pid != mine and _parent(pid) != mine for pid in pids):
+        return False
+    leaf = f"{level}/{LEAF}"
+    with suppress(FileExistsError):
+        os.mkdir(leaf)
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            write_text(f"{leaf}/cgroup.procs", pid)
+    return True
+
+
+def _pids(path: str) -> list[int]:
+    return [int(line) for line in read(f"{path}/cgroup.procs").split()]
+
+
+def _parent(pid: str) -> str:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return str(parse_parent(file.read()))
+    except OSError:
+        return ""
+
+
+# --- version 1: cpuset ----------------------------------------------------------------------------
+
+
+def fill_cpusets(plan: CgroupPlan) -> None:
+    """Give new version 1 cpusets what their parents have: nobody can enter an empty one.
+
+    :raises OSError: the kernel refused
+    """
+    for path in plan.cpusets:
+        for file in ("cpuset.cpus", "cpuset.mems"):
+            _fill(path, file)
+
+
+def _fill(path: str, file: str) -> str:
+    value = read(f"{path}/{file}")
+    if not value:
+        value = _fill(os.path.dirname(path), file)
+        write_text(f"{path}/{file}", value)
+    return value
