@@ -51,10 +51,13 @@ _COMMANDS = {
     "wait": ("manage:wait", "Wait for containers to end and print their exit codes."),
     "stop": ("manage:stop", "Ask containers to end; kill those that do not."),
     "kill": ("manage:kill", "Send a signal to containers."),
+    "update": ("update:update", "Change the limits of running containers."),
+    "info": ("info:info", "Tell what this host can do for containers, and why not more."),
     "rm": ("manage:rm", "Remove containers with their logs."),
 }
 for _name, (_target, _help) in _COMMANDS.items():
     app.command(f"craterun.cli.{_target}", name=_name, help=_help)
+app.command(f"craterun.cli.{_COMMANDS['info'][0]}", name="doctor", show=False)
 app.register_install_completion_command(help="Install completion for your shell.")
 
 _INTERRUPTED = 130

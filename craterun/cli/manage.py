@@ -60,7 +60,7 @@ def stop(
     if not 0 <= seconds < 1e9:
         raise UsageError(f"--time {seconds:g} is not a number of seconds")
     store = Store(default_root())
-    return _report(local.stop(store, containers, parse_signal(signal), seconds))
+    return report(local.stop(store, containers, parse_signal(signal), seconds))
 
 
 def kill(
@@ -84,7 +84,7 @@ def kill(
             results.append(local.send_signal(store, text, number))
         except CraterunError as error:
             results.append(error)
-    return _report(results)
+    return report(results)
 
 
 def rm(*containers: str, force: Annotated[bool, Parameter(name=["--force", "-f"])] = False) -> int:
@@ -105,10 +105,10 @@ def rm(*containers: str, force: Annotated[bool, Parameter(name=["--force", "-f"]
             results.append(local.remove(store, text, force=force))
         except CraterunError as error:
             results.append(error)
-    return _report(results)
+    return report(results)
 
 
-def _report(results: list[str | CraterunError]) -> int:
+def report(results: list[str | CraterunError]) -> int:
     """Ids to stdout, errors to stderr."""
     failed = 0
     for result in results:

@@ -84,6 +84,9 @@ def run(
         raise UsageError("--attach and --detach exclude each other")
     if interactive and detach:
         raise UsageError("--interactive needs a container in the foreground, so no --detach")
+    if limits is not None and limits.cpu is not None and command and command[0].isdigit():
+        # Unquoted, the period is taken for the command's name.
+        raise UsageError(f"--cpu takes one argument: --cpu '{limits.cpu} {command[0]}'")
     spec = Spec(
         command=command,
         rootfs=rootfs,

@@ -50,7 +50,7 @@ class CgroupPlan(msgspec.Struct, frozen=True):
     :ivar unified: the version 2 directory, which the first process is born in, or None
     :ivar legacy: version 1 directories, which the first process moves itself into
     :ivar top: version 2: the directory that controllers are enabled from, downwards
-    :ivar needed: version 2: controllers without which a limit would not hold
+    :ivar needed: version 2: controllers without which a limit would not hold, each with its option
     :ivar welcome: version 2: controllers that account; a host that refuses them is fit all the same
     :ivar cpusets: those of ``legacy`` that no process can enter before they have been filled
     :ivar writes: the limits
@@ -59,7 +59,7 @@ class CgroupPlan(msgspec.Struct, frozen=True):
     unified: str | None
     legacy: tuple[str, ...]
     top: str = ""
-    needed: tuple[str, ...] = ()
+    needed: dict[str, str] = {}
     welcome: tuple[str, ...] = ()
     cpusets: tuple[str, ...] = ()
     writes: tuple[Write, ...] = ()
@@ -97,7 +97,7 @@ def plan_cgroups(container_id: str, host: HostFacts, limits: Limits = _NOTHING) 
         unified,
         tuple(legacy),
         top,
-        needed=tuple(c for c in asked if c in offered),
+        needed={c: flag for c, flag in asked.items() if c in offered},
         welcome=tuple(c for c in ACCOUNTED if c in offered),
         cpusets=tuple(cpusets),
         writes=plan_writes(paths, host, limits, asked),

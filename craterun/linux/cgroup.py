@@ -45,7 +45,8 @@ def create(plan: CgroupPlan) -> None:
 def _set_up(plan: CgroupPlan) -> None:
     from craterun.linux import controllers, limits
 
-    controllers.enable(plan)
+    if plan.unified is not None:
+        controllers.enable(plan.unified, plan.top, plan.needed, plan.welcome)
     try:
         controllers.fill_cpusets(plan)
     except OSError as error:

@@ -69,33 +69,33 @@ def _is_inside(path: str, top: str) -> bool:
 # --- version 2: controllers -----------------------------------------------------------------------
 
 
-def enable(plan: CgroupPlan) -> None:
-    """Have the controllers in the container's version 2 cgroup that the plan asks for.
+def enable(directory: str, top: str, needed: dict[str, str], welcome: tuple[str, ...]) -> None:
+    """Have controllers in the version 2 cgroup ``directory``, by enabling them from ``top`` down.
 
-    :raises LimitError: one that a limit needs cannot be had
+    :param needed: those without which a limit would not hold, each with the option to name
+    :param welcome: those that may be refused
+    :raises LimitError: one that is needed cannot be had
     """
-    if plan.unified is None or not (plan.needed or plan.welcome):
+    names = dict.fromkeys((*needed, *welcome))
+    if not names:
         return
-    present = read(f"{plan.unified}/cgroup.controllers").split()
-    if all(name in present for name in (*plan.welcome, *plan.needed)):
+    present = read(f"{directory}/cgroup.controllers").split()
+    if all(name in present for name in names):
         return  # the usual case: the first container has seen to it
-    levels = [plan.top]
-    for part in os.path.dirname(plan.unified)[len(plan.top) + 1 :].split("/"):
+    levels = [top]
+    for part in os.path.dirname(directory)[len(top) + 1 :].split("/"):
         levels.append(f"{levels[-1]}/{part}")
-    for name in dict.fromkeys((*plan.needed, *plan.welcome)):
+    for name in names:
         if name in present:
             continue
         for level in levels:
             try:
-                _enable(name, level, make_room=level == plan.top and name in plan.needed)
+                _enable(name, level, make_room=level == top and name in needed)
             except OSError as error:
-                if name not in plan.needed:
+                if name not in needed:
                     break
-                flag = next(
-                    (w.content.flag for w in plan.writes if w.content.file.startswith(name)), name
-                )
                 raise LimitError(
-                    f"{flag} cannot be enforced: enable {name} in {printable(level)}: "
+                    f"{needed[name]} cannot be enforced: enable {name} in {printable(level)}: "
                     f"{os.strerror(error.errno or 0)}; {_why(error, level)}"
                 ) from error
 

@@ -16,9 +16,10 @@ MINIMUM_KERNEL = (5, 12)
 LEAF = "craterun.supervisor"
 """The cgroup in a delegated one that supervisor and keeper move into (`linux.controllers`)."""
 
-_V1_CONTROLLERS = frozenset(
+V1_CONTROLLERS = frozenset(
     ("memory", "pids", "cpu", "cpuacct", "cpuset", "freezer", "blkio", "devices")
 )
+"""Controllers of version 1 that concern us."""
 
 
 def probe() -> HostFacts:
@@ -77,7 +78,7 @@ def hierarchies(mounts: list[Mount], own: str = "/") -> tuple[Hierarchy, ...]:
             offered = tuple(_read(f"{mount.point}{base}/cgroup.controllers").split())
             found.setdefault("unified", Hierarchy(2, offered, mount.point, base))
         else:
-            controllers = tuple(o for o in mount.options if o in _V1_CONTROLLERS)
+            controllers = tuple(o for o in mount.options if o in V1_CONTROLLERS)
             if controllers:
                 found.setdefault(",".join(controllers), Hierarchy(1, controllers, mount.point))
     return tuple(found.values())

@@ -11,7 +11,7 @@ import fcntl
 import mmap
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -76,17 +76,16 @@ def apply(writes: Sequence[Write]) -> None:
     _require_one_weight(writes)
 
 
-def change(writes: Sequence[Write]) -> None:
-    """Write all in the cgroups of a running container, or none.
+def change(writes: Sequence[Write]) -> Callable[[], None]:
+    """Write all in the cgroups of a running container, or none. Returns what undoes it.
 
     :raises LimitError: one was refused; what was written before has been put back
     :raises FileNotFoundError: the container has just ended
     """
     before: dict[str, str] = {}
     for write in writes:
+        _require(write.directory)
         _check(write)
-        if not os.path.isdir(write.directory):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), write.directory)
         with suppress(FileNotFoundError):
             before[write.path] = read(write.path)
     done: list[Write] = []
@@ -101,6 +100,7 @@ def change(writes: Sequence[Write]) -> None:
     except BaseException:
         _put_back(done, before)
         raise
+    return lambda: _put_back(done, before)
 
 
 def _ordered(writes: Sequence[Write], before: dict[str, str]) -> list[Write]:
@@ -132,17 +132,25 @@ def _put(write: Write) -> None:
             return
         raise _refusal(write, content.absent or "this kernel has no such file") from None
     except OSError as error:
+        _require(write.directory)
         raise _refusal(write, _reason(error, content)) from error
     try:
         os.write(fd, content.value.encode() or b"\n")
         found = os.pread(fd, _READ_BYTES, 0).decode().strip()
     except OSError as error:
+        _require(write.directory)
         raise _refusal(write, _reason(error, content)) from error
     finally:
         os.close(fd)
     if not agrees(content.kind, content.value, found, mmap.PAGESIZE):
         shown = printable(found.replace("\n", "; "))
         raise _refusal(write, f"wrote {content.value!r}, but the kernel keeps {shown!r}")
+
+
+def _require(directory: str) -> None:
+    """A cgroup that was removed meanwhile is no reason to blame the limit."""
+    if not os.path.isdir(directory):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
 
 
 def _refusal(write: Write, why: str) -> LimitError:
@@ -277,8 +285,8 @@ def _require_one_weight(writes: Iterable[Write]) -> None:
     if not weights:
         return
     files = {write.content.file for write in weights if os.path.exists(write.path)}
-    bfq = bool(files & {"io.bfq.weight", "blkio.bfq.weight"}) and _bfq_is_used()
-    cost = "io.weight" in files and _cost_is_used(weights[0].directory)
+    bfq = bool(files & {"io.bfq.weight", "blkio.bfq.weight"}) and bfq_is_used()
+    cost = "io.weight" in files and cost_is_used(weights[0].directory)
     if not bfq and not cost:
         raise LimitError(
             f"{weights[0].content.flag} cannot be enforced: no disk here divides its time by "
@@ -286,7 +294,8 @@ def _require_one_weight(writes: Iterable[Write]) -> None:
         )
 
 
-def _bfq_is_used() -> bool:
+def bfq_is_used() -> bool:
+    """Whether any disk has the BFQ scheduler, which divides a disk's time by weight."""
     with os.scandir("/sys/block") as disks:
         for disk in disks:
             with suppress(OSError):
@@ -295,8 +304,8 @@ def _bfq_is_used() -> bool:
     return False
 
 
-def _cost_is_used(directory: str) -> bool:
-    """io.cost, the other mechanism of version 2, is switched on at the hierarchy's root."""
+def cost_is_used(directory: str) -> bool:
+    """Whether io.cost, the other mechanism, is switched on at the root of version 2."""
     while not os.path.exists(f"{directory}/io.cost.qos"):
         if len(directory) <= 1:
             return False

@@ -11,6 +11,7 @@ import msgspec
 
 from craterun.core.errors import StateError, printable
 from craterun.core.life import FORMAT, Record
+from craterun.state.limits import read_limits
 
 METADATA = "metadata.json"
 _TEMPORARY = ".metadata.json.new"
@@ -89,7 +90,7 @@ def _overwrite(fd: int, content: bytes) -> bool:
 
 
 def read_record(directory: str, container_id: str) -> Record:
-    """The record of ``container_id`` in its ``directory``.
+    """The record of ``container_id`` in its ``directory``, with its limits as last updated.
 
     :raises FileNotFoundError: there is no metadata.json
     :raises StateError: it is unreadable, not valid, of a newer format, or of another container
@@ -119,4 +120,5 @@ def read_record(directory: str, container_id: str) -> Record:
         ) from error
     if record.id != container_id:
         raise StateError(f"{printable(path)} belongs to another container, {printable(record.id)}")
-    return record
+    updated = read_limits(directory)
+    return record if updated is None else msgspec.structs.replace(record, limits=updated.limits)

@@ -13,6 +13,7 @@ root is not ours and left alone.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -33,6 +34,8 @@ from craterun.state.records import FILE_NAMES, read_record, write_record
 
 _NAMES = ".names"
 _MAKING_SECONDS = 1.0
+_REMOVALS = 3
+"""Attempts at removing a folder in which an update of the limits may just be writing a file."""
 SYSTEM_ROOT = "/var/lib/craterun"
 
 
@@ -318,4 +321,12 @@ def _discard(path: str) -> None:
 def _remove_tree(path: str) -> None:
     import shutil  # a slow import (compression modules), needed by few commands
 
+    for _ in range(_REMOVALS):
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+        else:
+            return
     shutil.rmtree(path)
