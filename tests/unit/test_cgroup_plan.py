@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from craterun.core.cgroups import PARENT, plan_cgroups
+import pytest
+
+from craterun.core.cgroups import (
+    PARENT,
+    CgroupPlan,
+    plan_cgroups,
+    plan_writes,
+    possible_paths,
+)
+from craterun.core.errors import LimitError
+from craterun.core.limits import Limits
 from craterun.core.spec import Hierarchy
 from tests.unit.builders import CPU, DEVICES, ID, MEMORY, UNIFIED, make_host
 
@@ -53,3 +63,105 @@ def test_two_containers_share_no_directory() -> None:
     host = make_host()
     one, other = plan_cgroups("0" * 16, host), plan_cgroups("1" * 16, host)
     assert not set(one.paths) & set(other.paths)
+
+
+# --- limits ---------------------------------------------------------------------------------------
+
+SECOND = Hierarchy(2, ("cpuset", "cpu", "io", "memory", "pids"), "/sys/fs/cgroup")
+CPUSET = Hierarchy(1, ("cpuset",), "/v1/cpuset")
+BLKIO = Hierarchy(1, ("blkio",), "/v1/blkio")
+PIDS_ON_2 = Hierarchy(2, ("pids",), "/v2")
+ALL = Limits(memory=1 << 20, pids=5, cpu_quota=5000, cpuset_cpus="0", io_max=("8:0 rbps=1m",))
+
+
+def paths_written(plan: CgroupPlan) -> set[str]:
+    return {write.path for write in plan.writes}
+
+
+def test_on_version_2_all_limits_go_to_one_directory() -> None:
+    plan = plan_cgroups(ID, make_host(hierarchies=(SECOND,)), ALL)
+    where = f"/sys/fs/cgroup/{PARENT}/{ID}"
+    assert (plan.unified, plan.legacy, plan.top) == (where, (), "/sys/fs/cgroup")
+    assert paths_written(plan) == {
+        f"{where}/{name}"
+        for name in ("memory.max", "memory.swap.max", "pids.max", "cpu.max", "cpuset.cpus",
+                     "io.max")
+    }  # fmt: skip
+    assert set(plan.needed) == {"memory", "pids", "cpu", "cpuset", "io"}
+    assert plan.needed["cpuset"] == "--cpuset-cpus"
+
+
+def test_without_limits_nothing_is_written_and_only_accounting_enabled() -> None:
+    plan = plan_cgroups(ID, make_host(hierarchies=(SECOND,)))
+    assert (plan.writes, plan.needed, plan.cpusets) == ((), {}, ())
+    assert plan.welcome == ("memory", "cpu", "pids")
+
+
+def test_on_a_hybrid_host_each_limit_goes_where_its_controller_is() -> None:
+    host = make_host(hierarchies=(MEMORY, CPU, CPUSET, BLKIO, PIDS_ON_2))
+    plan = plan_cgroups(ID, host, ALL)
+    tail = f"{PARENT}/{ID}"
+    assert plan.unified == f"/v2/{tail}"
+    assert paths_written(plan) == {
+        f"{MEMORY.mountpoint}/{tail}/memory.limit_in_bytes",
+        f"{MEMORY.mountpoint}/{tail}/memory.memsw.limit_in_bytes",
+        f"{CPU.mountpoint}/{tail}/cpu.cfs_period_us",
+        f"{CPU.mountpoint}/{tail}/cpu.cfs_quota_us",
+        f"/v1/cpuset/{tail}/cpuset.cpus",
+        f"/v1/blkio/{tail}/blkio.throttle.read_bps_device",
+        f"/v2/{tail}/pids.max",
+    }
+    assert plan.cpusets == (f"/v1/cpuset/{tail}",)
+    assert set(plan.needed) == {"pids"}
+
+
+@pytest.mark.parametrize(
+    ("limits", "hierarchies", "words"),
+    [
+        (Limits(memory=1 << 20), (CPU, UNIFIED), ("--memory", "cgroup_disable=memory")),
+        (Limits(io_weight=5), (MEMORY,), ("--io-weight", "cgroup_disable=blkio")),
+        (Limits(pids=5), (), ("--pids", "no cgroup hierarchy is mounted")),
+        (Limits(oom_group=True), (MEMORY,), ("--oom-group", "version 1")),
+        (Limits(cpuset_mems="0"), (Hierarchy(2, ("pids",), "/v2", "/a.scope"),),
+         ("--cpuset-mems", "Delegate=yes")),
+    ],
+)  # fmt: skip
+def test_a_limit_that_no_hierarchy_can_enforce_is_refused(
+    limits: Limits, hierarchies: tuple[Hierarchy, ...], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(LimitError) as caught:
+        plan_cgroups(ID, make_host(hierarchies=hierarchies), limits)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_without_root_the_remedy_is_delegation() -> None:
+    with pytest.raises(LimitError, match="systemd-run --user"):
+        plan_cgroups(ID, make_host(hierarchies=(), user_namespace=True), Limits(pids=5))
+
+
+def test_a_delegated_cgroup_is_where_everything_begins() -> None:
+    delegated = Hierarchy(2, ("pids",), "/sys/fs/cgroup", "/user.slice/a.scope")
+    plan = plan_cgroups(ID, make_host(hierarchies=(delegated,)), Limits(pids=5))
+    assert plan.top == "/sys/fs/cgroup/user.slice/a.scope"
+    assert plan.unified == f"{plan.top}/{PARENT}/{ID}"
+
+
+def test_a_running_container_cannot_be_given_a_version_1_controller() -> None:
+    host = make_host(hierarchies=(MEMORY, CPUSET))
+    paths = plan_cgroups(ID, host).paths
+    with pytest.raises(LimitError, match="started without any cpuset limit"):
+        plan_writes(paths, host, Limits(cpuset_cpus="0"))
+    assert plan_writes(paths, host, Limits(memory=1 << 20))
+
+
+def test_of_a_record_only_plausible_paths_are_believed() -> None:
+    host = make_host(hierarchies=(MEMORY,))
+    good = f"{MEMORY.mountpoint}/build/{ID}"
+    recorded = (
+        good,
+        f"/tmp/{ID}",
+        f"{MEMORY.mountpoint}/../../etc/{ID}",
+        f"{MEMORY.mountpoint}/system.slice",
+    )
+    assert possible_paths(ID, host, recorded) == (f"{MEMORY.mountpoint}/{PARENT}/{ID}", good)
