@@ -125,3 +125,11 @@ def _descriptors() -> set[str]:
         except OSError:
             continue  # the one that listed the directory
     return found
+
+
+def cgroups_named(name: str) -> list[str]:
+    """Every cgroup directory of this host that has ``name``, in any hierarchy."""
+    found = []
+    for hierarchy in hierarchies(parse_mountinfo(Path("/proc/self/mountinfo").read_text())):
+        found += [path for path, _, _ in os.walk(hierarchy.mountpoint) if path.endswith(f"/{name}")]
+    return found

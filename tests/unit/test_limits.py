@@ -71,7 +71,7 @@ def test_any_text_is_a_size_or_refused(text: str) -> None:
         size = parse_bytes(text, "x")
     except UsageError as error:
         size, text = 0, str(error)
-        assert text.isprintable()  # noqa: PT017
+        assert text.isprintable()
     assert 0 <= size <= MAX_BYTES
 
 

@@ -1,0 +1,257 @@
+"""Limits that hold: each by its file in the kernel, and by its effect."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from craterun.linux.host import hierarchies, mount_table
+from tests.containers import helpers
+from tests.containers.helpers import SLEEP, Cli, Live
+from tests.leaks import cgroups_named
+
+pytestmark = pytest.mark.cgroup_v2
+
+cli = helpers.cli
+
+HIERARCHIES = hierarchies(mount_table())
+MEMORY_ON_2 = any(h.version == 2 and "memory" in h.controllers for h in HIERARCHIES)
+MB = 1 << 20
+HOG = "dd if=/dev/zero of=/dev/null bs=128M count=1"
+
+
+def limit(live: Live, name_2: str, name_1: str) -> str:
+    """What the kernel has, in whichever of the container's cgroups there is such a file."""
+    controller = name_2.partition(".")[0]
+    for hierarchy in HIERARCHIES:
+        old = "blkio" if controller == "io" else controller
+        wanted = controller if hierarchy.version == 2 else old
+        if wanted in hierarchy.controllers:
+            name = name_2 if hierarchy.version == 2 else name_1
+            (directory,) = Path(hierarchy.mountpoint).glob(f"**/{live.id}")
+            return (directory / name).read_text().strip()
+    raise AssertionError(f"no hierarchy serves {controller}")
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_every_limit_reaches_the_kernel(cli: Cli, rootfs: Path) -> None:
+    live = cli.detach(
+        "--rootfs", str(rootfs), "--memory", "64m", "--memory-swap", "96m",
+        "--pids", "30", "--cpu", "50000 200000", "--cpu-weight", "200", "--", *SLEEP,
+    )  # fmt: skip
+    assert limit(live, "memory.max", "memory.limit_in_bytes") == str(64 * MB)
+    both = 32 * MB if MEMORY_ON_2 else 96 * MB
+    assert limit(live, "memory.swap.max", "memory.memsw.limit_in_bytes") == str(both)
+    assert limit(live, "pids.max", "pids.max") == "30"
+    assert limit(live, "cpu.max", "cpu.cfs_quota_us") in ("50000 200000", "50000")
+    assert limit(live, "cpu.max", "cpu.cfs_period_us") in ("50000 200000", "200000")
+    assert limit(live, "cpu.weight", "cpu.shares") in ("200", "2048")
+
+
+def test_memory_alone_limits_swap_to_as_much(cli: Cli, rootfs: Path) -> None:
+    live = cli.detach("--rootfs", str(rootfs), "-m", "64m", "--", *SLEEP)
+    both = 64 * MB if MEMORY_ON_2 else 128 * MB
+    assert limit(live, "memory.swap.max", "memory.memsw.limit_in_bytes") == str(both)
+
+
+def test_memory_is_rounded_down_to_pages(cli: Cli, rootfs: Path) -> None:
+    live = cli.detach("--rootfs", str(rootfs), "-m", str(64 * MB + 5), "--", *SLEEP)
+    assert limit(live, "memory.max", "memory.limit_in_bytes") == str(64 * MB)
+
+
+def test_a_reservation_is_worth_something(cli: Cli, rootfs: Path) -> None:
+    live = cli.detach("--rootfs", str(rootfs), "--memory-reservation", "8m", "--", *SLEEP)
+    other = cli.detach("--rootfs", str(rootfs), "--memory-reservation", "16m", "--", *SLEEP)
+    for each, size in ((live, 8 * MB), (other, 16 * MB)):
+        assert limit(each, "memory.low", "memory.soft_limit_in_bytes") == str(size)
+    if MEMORY_ON_2:
+        # Nothing is protected more than what is above it.
+        (above,) = {directory.parent for directory in live.cgroups()}
+        assert int((above / "memory.low").read_text()) >= 24 * MB
+
+
+def test_a_disk_is_limited(cli: Cli, rootfs: Path) -> None:
+    disks = sorted(p for p in Path("/sys/block").glob("*/dev") if "loop" not in str(p))
+    if not disks:
+        pytest.skip("no block device here")
+    device = disks[-1].read_text().strip()
+    live = cli.detach(
+        "--rootfs", str(rootfs), "--io-max", f"{device} rbps=10m wiops=7", "--", *SLEEP
+    )
+    reads = limit(live, "io.max", "blkio.throttle.read_bps_device")
+    assert reads in (f"{device} 10485760", f"{device} rbps=10485760 wbps=max riops=max wiops=7")
+    writes = limit(live, "io.max", "blkio.throttle.write_iops_device")
+    assert writes in (f"{device} 7", reads)
+
+
+def test_the_record_and_inspect_say_what_was_asked(cli: Cli, rootfs: Path) -> None:
+    asked = ("--memory", "65536k", "--pids", "max", "--cpus", "0.25", "--cpuset-cpus", "0")
+    live = cli.detach("--rootfs", str(rootfs), *asked, "--", *SLEEP)
+    limits = cli.record(live.id)["limits"]
+    assert limits == {"memory": "64m", "pids": "max", "cpu": "25000 100000", "cpuset_cpus": "0"}
+    assert '"cpu": "25000 100000"' in cli.ok("inspect", live.id)
+
+
+def test_without_limits_there_are_no_more_directories_than_before(cli: Cli, rootfs: Path) -> None:
+    live = cli.detach("--rootfs", str(rootfs), "--", *SLEEP)
+    found = {path.split("/craterun/")[0] for path in cgroups_named(live.id)}
+    assert found == {
+        h.mountpoint
+        for h in HIERARCHIES
+        if h.version == 2 or {"memory", "cpu", "cpuacct", "pids"} & set(h.controllers)
+    }
+
+
+# --- effects --------------------------------------------------------------------------------------
+
+
+def test_a_process_that_takes_more_memory_is_killed(cli: Cli, rootfs: Path) -> None:
+    arguments = ("run", "--rootfs", str(rootfs))
+    assert cli(*arguments, "--", *HOG.split()).returncode == 0
+    assert cli(*arguments, "-m", "32m", "--", *HOG.split()).returncode == 137
+
+
+def test_files_in_memory_are_memory(cli: Cli, rootfs: Path) -> None:
+    write = ("dd", "if=/dev/zero", "of=/dev/shm/file", "bs=1M", "count=48")
+    arguments = ("run", "--rootfs", str(rootfs))
+    assert cli(*arguments, "--", *write).returncode == 0
+    assert cli(*arguments, "-m", "16m", "--", *write).returncode == 137
+
+
+def test_a_child_that_is_killed_leaves_the_container_running(cli: Cli, rootfs: Path) -> None:
+    script = f"{HOG} 2>/dev/null; echo $?"
+    finished = cli(
+        "run", "--attach", "--rootfs", str(rootfs), "-m", "32m", "--", "sh", "-c", script
+    )
+    assert (finished.returncode, finished.stdout) == (0, b"137\n")
+
+
+def test_the_whole_container_is_killed_if_asked_for(cli: Cli, rootfs: Path) -> None:
+    script = ("sh", "-c", f"{HOG} & wait; echo survived")
+    arguments = ("--rootfs", str(rootfs), "-m", "32m", "--oom-group", "--", *script)
+    if MEMORY_ON_2:
+        finished = cli("run", "--attach", *arguments)
+        assert (finished.returncode, finished.stdout) == (137, b"")
+    else:
+        assert "version 1" in cli.refused("run", *arguments)
+
+
+def test_forks_are_refused_beyond_the_limit(cli: Cli, rootfs: Path) -> None:
+    script = "i=0; while :; do sleep 1000 & i=$((i+1)); echo $i; done"
+    finished = cli(
+        "run", "--attach", "--rootfs", str(rootfs), "--pids", "7", "--", "sh", "-c", script
+    )
+    assert finished.stdout.split()[-1] == b"6"  # and the shell is the seventh
+    assert b"fork" in finished.stderr
+    assert finished.returncode != 0
+
+
+def test_a_further_command_counts_as_well(cli: Cli, rootfs: Path) -> None:
+    live = cli.detach("--rootfs", str(rootfs), "--pids", "4", "-m", "32m", "--", *SLEEP)
+    assert cli("exec", live.id, "--", *HOG.split()).returncode == 137
+    script = "sleep 1000 & sleep 1000 & sleep 1000 & sleep 1000 & echo never"
+    finished = cli("exec", live.id, "--", "sh", "-c", script)
+    assert b"never" not in finished.stdout
+    assert live.proc.exists()
+
+
+def test_processor_time_is_limited_against_real_time(cli: Cli, rootfs: Path) -> None:
+    # The shell goes on until it has had 0.3 s of a processor, of which it gets a fifth.
+    script = (
+        "read start rest </proc/uptime; spent=0; while [ $spent -lt 30 ]; do "
+        "read line </proc/self/stat; set -- $line; spent=$((${14} + ${15})); done; "
+        "read end rest </proc/uptime; echo $start $end"
+    )
+    finished = cli(
+        "run", "--attach", "--rootfs", str(rootfs), "--cpus", "0.2", "--", "sh", "-c", script
+    )
+    assert (finished.returncode, finished.stderr) == (0, b"")
+    start, end = map(float, finished.stdout.split())
+    assert end - start > 0.3 / 0.2 / 2  # it can only take longer, but for what was unspent before
+
+
+def test_processors_are_those_that_were_asked_for(cli: Cli, rootfs: Path) -> None:
+    last = max(os.sched_getaffinity(0))
+    live = cli.detach(
+        "--rootfs", str(rootfs), "--cpuset-cpus", str(last), "--cpuset-mems", "0", "--", *SLEEP
+    )
+    status = live.status()
+    assert status["Cpus_allowed_list"] == str(last)
+    assert status.get("Mems_allowed_list", "0") == "0"
+    assert limit(live, "cpuset.cpus", "cpuset.cpus") == str(last)
+
+
+def test_one_of_both_halves_of_a_cpuset_is_enough(cli: Cli, rootfs: Path) -> None:
+    live = cli.detach("--rootfs", str(rootfs), "--cpuset-mems", "0", "--", *SLEEP)
+    assert len(os.sched_getaffinity(live.pid)) == len(os.sched_getaffinity(0))
+
+
+def test_the_limits_go_with_the_container(cli: Cli, rootfs: Path) -> None:
+    every = ("-m", "32m", "--pids", "9", "--cpus", "1", "--cpuset-cpus", "0")
+    container = cli.ok("run", "--rootfs", str(rootfs), *every, "--", "true").strip()
+    assert cgroups_named(container) == []
+
+
+# --- refused --------------------------------------------------------------------------------------
+
+REFUSED = {
+    "memory-negative": (("--memory=-1m",), "negative"),
+    "memory-zero": (("--memory", "0"), "no memory at all"),
+    "memory-unit": (("--memory", "5q"), "not a size"),
+    "memory-page": (("--memory", "64"), "write 64m"),
+    "memory-fraction": (("--memory", "0.3k"), "whole number of bytes"),
+    "memory-overflow": (("--memory", "9000000t"), "more than the kernel can count"),
+    "swap-alone": (("--memory-swap", "64m"), "needs --memory"),
+    "swap-less": (("-m", "64m", "--memory-swap", "32m"), "together"),
+    "reservation": (("-m", "1m", "--memory-reservation", "2m"), "is more than"),
+    "pids-zero": (("--pids", "0"), "--pids"),
+    "pids-many": (("--pids", "9999999999"), "4194304"),
+    "cpu-malformed": (("--cpu", "fast"), "QUOTA PERIOD"),
+    "cpu-minimum": (("--cpu", "999 100000"), "minimum of 1000"),
+    "cpu-period": (("--cpu", "5000 2000000"), "period"),
+    "cpu-twice": (("--cpu", "5000", "--cpus", "1"), "same thing"),
+    "cpus": (("--cpus", "none"), "number of processors"),
+    "weight": (("--cpu-weight", "10001"), "10000"),
+    "cpuset-malformed": (("--cpuset-cpus", "1-"), "ascending"),
+    "cpuset-range": (("--cpuset-cpus", "0,8000"), "processor 8000 is not among"),
+    "mems-range": (("--cpuset-mems", "77"), "memory node 77 is not among"),
+    "io-malformed": (("--io-max", "fast"), "DEVICE KEY=N"),
+    "io-missing": (("--io-max", "/dev/no-such rbps=1"), "No such file"),
+    "io-character": (("--io-max", "/dev/null rbps=1"), "not a block device"),
+    "io-number": (("--io-max", "4000:7 rbps=1"), "no block device"),
+    "parent-missing": (("--cgroup-parent", "no/such"), "does not exist"),
+    "parent-outside": (("--cgroup-parent", "a/../../b"), "without . and .."),
+    "parent-empty": (("--cgroup-parent", ""), "must name a cgroup"),
+    "oom-score": (("--oom-score-adj", "-1001"), "within -1000 and 1000"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_enforced_is_refused_before_anything_is_started(
+    case: str, cli: Cli, rootfs: Path
+) -> None:
+    arguments, words = REFUSED[case]
+    started = rootfs / "tmp" / "started"
+    complaint = cli.refused(
+        "run", "--rootfs", str(rootfs), *arguments, "--", "touch", "/tmp/started"
+    )
+    assert words in complaint
+    assert not started.exists()
+    assert cli.ids() == set()
+
+
+def test_a_period_without_quotes_is_not_taken_for_a_command(cli: Cli) -> None:
+    complaint = cli.refused("run", "--cpu", "50000", "100000", "--", "true")
+    assert "--cpu '50000 100000'" in complaint
+
+
+def test_a_partition_is_refused_and_its_disk_named(cli: Cli) -> None:
+    partitions = list(Path("/sys/class/block").glob("*/partition"))
+    if not partitions:
+        pytest.skip("no partition here")
+    name = partitions[0].parent.name
+    assert "whole disks" in cli.refused("run", "--io-max", f"/dev/{name} rbps=1m", "--", "true")
