@@ -92,6 +92,8 @@ def _hint(failed: s.Step, errno: int) -> str:
         return "this kernel was built without that filesystem"
     if errno == e.EINVAL and isinstance(failed, s.PivotRoot):
         return "the host's root is an initramfs, which pivot_root cannot leave"
+    if errno == e.EAGAIN and isinstance(failed, s.ForkInside | s.Init):
+        return "the container's limit on processes is reached (craterun update --pids)"
     if errno in (e.ENOENT, e.ESRCH, e.ENODEV) and isinstance(failed, s.OpenCgroup | s.EnterCgroup):
         return "the cgroup was removed by somebody else"
     return ""

@@ -135,7 +135,7 @@ def _weakness(name: str, hierarchy: Hierarchy) -> str:
     if name == "memory" and hierarchy.version == 1:
         return "no --oom-group"
     if name == "io" and hierarchy.version == 1:
-        return "direct I/O and reads only: buffered writes are not throttled"
+        return "--io-max leaves buffered writes alone"
     return ""
 
 
