@@ -175,17 +175,16 @@ def possible_paths(
 
 def why_unserved(controller: str, host: HostFacts) -> str:
     """Why no hierarchy serves ``controller``, and what to do about it."""
-    if host.hierarchies:
-        where = "neither version 1 nor version 2 of cgroups" if len(host.hierarchies) > 1 else (
-            f"cgroup version {host.hierarchies[0].version}"
-        )  # fmt: skip
-        delegated = any(hierarchy.base for hierarchy in host.hierarchies)
-        remedy = (
-            "have it delegated, as with Delegate=yes in the unit of user@.service"
-            if delegated
-            else f"boot without cgroup_disable={_OLD_NAMES.get(controller, controller)}"
+    if any(hierarchy.base for hierarchy in host.hierarchies):
+        return (
+            f"the {controller} controller was not delegated to this user; have systemd do it: "
+            "Delegate=yes in a drop-in of user@.service"
         )
-        return f"{where} offers the {controller} controller here; {remedy}"
+    if host.hierarchies:
+        return (
+            f"no cgroup hierarchy offers the {controller} controller here; boot without "
+            f"cgroup_disable={_OLD_NAMES.get(controller, controller)}, or with a kernel that has it"
+        )
     if host.user_namespace:
         return (
             "no cgroup is delegated to this user; run craterun as root, or as "

@@ -127,30 +127,35 @@ def _why(error: OSError, level: str) -> str:
 
 
 def _move_into_leaf(level: str) -> bool:
-    """Move this process and its children out of ``level``, if nobody else is there."""
-    mine = str(os.getpid())
-    pids = [str(pid) for pid in _pids(level)]
-    if any(pid != mine and _parent(pid) != mine for pid in pids):
+    """Move this process and its next of kin out of ``level``, if nobody else is there."""
+    pids = _pids(level)
+    if not all(_is_ours(pid) for pid in pids):
         return False
     leaf = f"{level}/{LEAF}"
     with suppress(FileExistsError):
         os.mkdir(leaf)
     for pid in pids:
         with suppress(ProcessLookupError):
-            write_text(f"{leaf}/cgroup.procs", pid)
+            write_text(f"{leaf}/cgroup.procs", str(pid))
     return True
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether it is this process, a child (the keeper), or the parent that forked it to detach."""
+    if pid == os.getpid():
+        return True
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            if parse_parent(file.read()) == os.getpid():
+                return True
+        with open(f"/proc/{pid}/cmdline") as theirs, open("/proc/self/cmdline") as ours:
+            return pid == os.getppid() and theirs.read() == ours.read()
+    except OSError:
+        return True  # it has ended
 
 
 def _pids(path: str) -> list[int]:
     return [int(line) for line in read(f"{path}/cgroup.procs").split()]
-
-
-def _parent(pid: str) -> str:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return str(parse_parent(file.read()))
-    except OSError:
-        return ""
 
 
 # --- version 1: cpuset ----------------------------------------------------------------------------

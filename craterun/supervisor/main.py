@@ -16,7 +16,7 @@ import trio
 
 from craterun.core import hostroot
 from craterun.core.cgroups import CgroupPlan
-from craterun.core.errors import ContainerNotRunningError, CraterunError
+from craterun.core.errors import ContainerNotRunningError, CraterunError, LimitError
 from craterun.core.failures import explain
 from craterun.core.life import Record, State
 from craterun.core.plan import plan_exec, plan_run
@@ -238,6 +238,7 @@ class Supervisor:
         :param workdir: default: the container's own
         :param user: default: root
         :raises ContainerNotRunningError: it has ended
+        :raises LimitError: the container's limits could not be made to hold for the command
         """
         services, tasks = self._running()
         with trio.CancelScope(shield=True):
@@ -282,6 +283,12 @@ class Supervisor:
             workdir = workdir if workdir is not None else record.workdir
             check_process(command, env, workdir)
             identity = look_up_user(user, f"/proc/{record.process.pid}/root")
+            cgroups = cgroup.of_process(record.process.pid, self.facts, record.id)
+            if record.limits and not cgroups.paths:
+                raise LimitError(
+                    f"the limits of container {record.id} would not hold for the command: its "
+                    "cgroup is not ours to join; run exec where the container was started"
+                )
             plan = plan_exec(
                 command,
                 self.facts,
@@ -289,7 +296,7 @@ class Supervisor:
                 hostname=record.hostname,
                 workdir=workdir,
                 identity=identity,
-                cgroups=cgroup.of_process(record.process.pid, self.facts, record.id),
+                cgroups=cgroups,
                 stdin=stdin,
                 join_user=not same_user_namespace(record.process.pid),
             )

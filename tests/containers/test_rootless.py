@@ -49,14 +49,17 @@ def _open_for_all(scratch: Path) -> str:
 
 @pytest.fixture
 def as_user() -> Iterator[RunAs]:
-    """Runs one shell script, in which ``craterun`` is the command line, as an ordinary user."""
+    """Runs one shell script, in which ``craterun`` is the command line, as an ordinary user.
+
+    A second argument is what root does in the same process before.
+    """
     scratch = Path(tempfile.mkdtemp(prefix="rootless-"))
     home = scratch / "home"
     home.mkdir()
     os.chown(home, UID, UID)
     scratch.chmod(0o755)
 
-    def run(script: str) -> subprocess.CompletedProcess[bytes]:
+    def run(script: str, before: str = ":") -> subprocess.CompletedProcess[bytes]:
         command = f'craterun() {{ {shlex.quote(sys.executable)} -m craterun "$@"; }}\n{script}'
         checkout = Path(__file__).resolve().parents[2]
         drop = f"setpriv --reuid {UID} --regid {UID} --clear-groups"
@@ -64,7 +67,7 @@ def as_user() -> Iterator[RunAs]:
         environment = {k: v for k, v in os.environ.items() if k != "CRATERUN_ROOT"}
         return subprocess.run(
             ["unshare", "--mount", "--propagation", "private", "sh", "-c",
-             f"{_open_for_all(scratch)}\ncd {shlex.quote(str(checkout))}\n{become}"],
+             f"{_open_for_all(scratch)}\ncd {shlex.quote(str(checkout))}\n{before}\n{become}"],
             capture_output=True,
             env=environment,
             timeout=120,
