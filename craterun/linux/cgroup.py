@@ -9,13 +9,32 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
-from craterun.core.cgroups import PARENT, CgroupPlan
+from craterun.core.cgroups import PARENT, CgroupPlan, plan_cgroups
 from craterun.core.errors import KernelRefusedError
-from craterun.core.spec import HostFacts
+from craterun.core.spec import HostFacts, Spec
 from craterun.linux.proc import parse_cgroup
 
 _ATTEMPTS = 3
 KILL_SECONDS = 2.0
+
+
+def plan_for(spec: Spec, container_id: str, host: HostFacts) -> CgroupPlan:
+    """The cgroups of a container that is asked for by ``spec``.
+
+    :raises UsageError: its parent cgroup or a device does not exist
+    :raises LimitError: a limit cannot be enforced here
+    """
+    # Imports that a container without limits does not wait for.
+    if spec.cgroup_parent is not None:
+        from craterun.linux.controllers import below
+
+        host = below(spec.cgroup_parent, host)
+    limits = spec.limits
+    if limits.io_max:
+        from craterun.linux.limits import resolve_devices
+
+        limits = resolve_devices(limits)
+    return plan_cgroups(container_id, host, limits)
 
 
 def create(plan: CgroupPlan) -> None:

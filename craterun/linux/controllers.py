@@ -14,23 +14,12 @@ from contextlib import suppress
 
 import msgspec
 
-from craterun.core.cgroups import CgroupPlan, plan_cgroups
+from craterun.core.cgroups import CgroupPlan
 from craterun.core.errors import LimitError, UsageError, printable
-from craterun.core.spec import HostFacts, Spec, parse_cgroup_parent
+from craterun.core.spec import HostFacts, parse_cgroup_parent
 from craterun.linux.host import LEAF
-from craterun.linux.limits import read, resolve_devices, write_text
+from craterun.linux.limits import read, write_text
 from craterun.linux.proc import parse_parent
-
-
-def plan_for(spec: Spec, container_id: str, host: HostFacts) -> CgroupPlan:
-    """The cgroups of a container that is asked for by ``spec``.
-
-    :raises UsageError: its parent cgroup or a device does not exist
-    :raises LimitError: a limit cannot be enforced here
-    """
-    if spec.cgroup_parent is not None:
-        host = below(spec.cgroup_parent, host)
-    return plan_cgroups(container_id, host, resolve_devices(spec.limits))
 
 
 def below(parent: str, host: HostFacts) -> HostFacts:
@@ -104,12 +93,12 @@ def _enable(name: str, level: str, *, make_room: bool) -> None:
     path = f"{level}/cgroup.subtree_control"
     if name in read(path).split():
         return
-    try:
-        write_text(path, f"+{name}")
-    except OSError as error:
-        if error.errno != errno.EBUSY or not make_room or not _move_into_leaf(level):
-            raise
-        write_text(path, f"+{name}")
+    # The kernel refuses memory and io where processes are, but takes pids and cpu, and makes it a
+    # threaded cgroup, below which no process can be. The root, which has no type, is exempt.
+    occupied = os.path.exists(f"{level}/cgroup.type") and _pids(level)
+    if occupied and not (make_room and _move_into_leaf(level)):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+    write_text(path, f"+{name}")
 
 
 def _why(error: OSError, level: str) -> str:

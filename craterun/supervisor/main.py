@@ -23,7 +23,7 @@ from craterun.core.plan import plan_exec, plan_run
 from craterun.core.spec import HOST_ROOTFS, Identity, RootDirectory, Spec, check_process
 from craterun.core.steps import LaunchPlan
 from craterun.core.units import new_id
-from craterun.linux import cgroup, controllers, host
+from craterun.linux import cgroup, host
 from craterun.linux.fd import Fd
 from craterun.linux.proc import open_process
 from craterun.linux.rootfs import check_rootfs, look_up_user
@@ -181,7 +181,7 @@ class Supervisor:
         """By the clerk: everything that makes files, before anything is started."""
         container_id = new_id()
         hostname = spec.hostname or container_id[:12]
-        cgroups = controllers.plan_for(spec, container_id, self.facts)
+        cgroups = cgroup.plan_for(spec, container_id, self.facts)
         plan = plan_run(
             spec, self.facts, hostname=hostname, root=root, identity=identity, cgroups=cgroups
         )

@@ -37,7 +37,7 @@ def _open_for_all(scratch: Path) -> str:
     for number, path in enumerate(_closed_directories()):
         place, hold = shlex.quote(str(path)), shlex.quote(str(scratch / f"hold{number}"))
         commands += [
-            f"mkdir {hold}",
+            f"mkdir -p {hold}",
             f"mount --rbind {place} {hold}",
             f"mount -t tmpfs -o mode=755 none {place}",
             f"for e in {hold}/* {hold}/.[!.]*; do t={place}/${{e##*/}}; "
