@@ -261,3 +261,30 @@ def test_a_partition_is_refused_and_its_disk_named(cli: Cli) -> None:
         pytest.skip("no partition here")
     name = partitions[0].parent.name
     assert "whole disks" in cli.refused("run", "--io-max", f"/dev/{name} rbps=1m", "--", "true")
+
+
+# --- from Python ----------------------------------------------------------------------------------
+
+_LIBRARY = """
+import json, sys, trio
+from craterun import Limits, Spec, Supervisor
+from craterun.client import Client
+
+async def main():
+    limits = Limits(memory=32 << 20, pids=9, cpu_quota=50000)
+    hog = Spec(command=("dd", "if=/dev/zero", "of=/dev/null", "bs=128M", "count=1"), limits=limits)
+    async with Supervisor(sys.argv[1]) as supervisor:
+        container = await supervisor.start(hog)
+        codes = [(await container.wait()).exit_code]
+    client = Client(sys.argv[1])
+    codes.append((await client.wait(await client.run(hog))).exit_code)
+    records = [observed.record.limits for observed in await client.containers()]
+    print(json.dumps([codes, records]))
+
+trio.run(main)
+"""
+
+
+def test_a_library_asks_for_the_same_limits(state_root: Path) -> None:
+    limits = {"memory": "32m", "pids": "9", "cpu": "50000 100000"}
+    assert helpers.run_python(_LIBRARY, state_root) == [[137, 137], [limits, limits]]

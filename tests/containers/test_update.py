@@ -55,7 +55,7 @@ def test_a_new_limit_binds_what_runs_already(cli: Cli, rootfs: Path) -> None:
     cli.ok("update", "-m", "32m", "--pids", "1", live.id)
     hog = ("dd", "if=/dev/zero", "of=/dev/null", "bs=128M", "count=1")
     complaint = cli.refused("exec", live.id, "--", "true")
-    assert "limit on processes" in complaint
+    assert "Resource temporarily unavailable" in complaint
     cli.ok("update", "--pids", "max", live.id)
     assert cli("exec", live.id, "--", *hog).returncode == 137
 

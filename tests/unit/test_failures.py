@@ -312,3 +312,8 @@ def test_whatever_the_child_reports_becomes_one_printable_sentence(
     assert str(error)
     assert str(error).isprintable()
     assert error.exit_code in (125, 126, 127)
+
+
+def test_a_fork_that_the_containers_limit_refuses_says_which_limit() -> None:
+    for step in (s.ForkInside(), s.Init()):
+        assert "limit on processes" in str(tell(step, e.EAGAIN))
