@@ -138,3 +138,38 @@ def test_a_mount_of_a_part_of_a_hierarchy_is_left_out(cgroups: Path) -> None:
         line("cgroup2", cgroups / "unified", root="/docker/0123"),
     ]
     assert hierarchies(mounts) == ()
+
+
+# --- delegation -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def delegated(cgroups: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A version 2 hierarchy whose root is not ours, but whose cgroup /user/a.scope is."""
+    scope = cgroups / "unified" / "user" / "a.scope"
+    scope.mkdir(parents=True)
+    (scope / "cgroup.controllers").write_text("memory pids\n")
+
+    def access(path: str, mode: int) -> bool:
+        return path.startswith(str(scope))
+
+    monkeypatch.setattr("os.access", access)
+    return cgroups / "unified"
+
+
+@pytest.mark.parametrize("own", ["/user/a.scope", "/user/a.scope/craterun.supervisor"])
+def test_a_delegated_cgroup_is_found_from_within_and_from_its_leaf(
+    delegated: Path, own: str
+) -> None:
+    (found,) = hierarchies([line("cgroup2", delegated)], own)
+    assert found == Hierarchy(2, ("memory", "pids"), str(delegated), "/user/a.scope")
+    assert found.top == f"{delegated}/user/a.scope"
+
+
+@pytest.mark.parametrize("own", ["/", "/user", "/user/b.scope", "/craterun.supervisor"])
+def test_what_belongs_to_somebody_else_is_not_used(delegated: Path, own: str) -> None:
+    assert hierarchies([line("cgroup2", delegated)], own) == ()
+
+
+def test_version_1_is_never_delegated(delegated: Path, cgroups: Path) -> None:
+    assert hierarchies([line("cgroup", cgroups / "memory", "rw,memory")], "/user/a.scope") == ()
