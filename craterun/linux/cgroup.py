@@ -16,6 +16,7 @@ from craterun.linux.proc import parse_cgroup
 
 _ATTEMPTS = 3
 KILL_SECONDS = 2.0
+READ_BYTES = 65536
 
 
 def plan_for(spec: Spec, container_id: str, host: HostFacts) -> CgroupPlan:
@@ -62,7 +63,8 @@ def create(plan: CgroupPlan) -> None:
 
 
 def _set_up(plan: CgroupPlan) -> None:
-    from craterun.linux import controllers, limits
+    # Imported when there is something to be done: most containers do not wait for it.
+    from craterun.linux import controllers
 
     if plan.unified is not None:
         controllers.enable(plan.unified, plan.top, plan.needed, plan.welcome)
@@ -72,7 +74,10 @@ def _set_up(plan: CgroupPlan) -> None:
         raise KernelRefusedError(
             "prepare the container's cpuset", "write", plan.cpusets[0], error.errno or 0
         ) from error
-    limits.apply(plan.writes)
+    if plan.writes:
+        from craterun.linux import limits
+
+        limits.apply(plan.writes)
 
 
 def _make(path: str) -> None:
@@ -205,3 +210,21 @@ def of_process(pid: int, host: HostFacts, container_id: str) -> CgroupPlan:
             if path is not None and f"/{container_id}" in path:
                 legacy.append(hierarchy.mountpoint + path)
     return CgroupPlan(unified, tuple(legacy))
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a cgroup file, which must exist."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def read(path: str) -> str:
+    """The content of a cgroup file, without the final newline."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, READ_BYTES).decode().strip()
+    finally:
+        os.close(fd)

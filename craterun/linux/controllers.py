@@ -17,8 +17,8 @@ import msgspec
 from craterun.core.cgroups import CgroupPlan
 from craterun.core.errors import LimitError, UsageError, printable
 from craterun.core.spec import HostFacts, parse_cgroup_parent
+from craterun.linux.cgroup import read, write_text
 from craterun.linux.host import LEAF
-from craterun.linux.limits import read, write_text
 from craterun.linux.proc import parse_parent
 
 

@@ -16,7 +16,8 @@ from craterun.core.cgroups import serving
 from craterun.core.errors import CraterunError
 from craterun.core.spec import Hierarchy, HostFacts
 from craterun.linux import host
-from craterun.linux.limits import bfq_is_used, cost_is_used, read
+from craterun.linux.cgroup import read
+from craterun.linux.limits import bfq_is_used, cost_is_used
 from craterun.linux.proc import Mount
 
 Works = Literal["yes", "no", "unknown"]

@@ -20,8 +20,7 @@ from craterun.core.cgroups import PARENT, Write
 from craterun.core.errors import LimitError, UsageError, printable
 from craterun.core.limit_files import Content, agrees, in_safe_order, restoring
 from craterun.core.limits import Limits, format_io_max, format_set, parse_io_max, parse_set
-
-_READ_BYTES = 65536
+from craterun.linux.cgroup import READ_BYTES, read, write_text
 
 
 def resolve_devices(limits: Limits) -> Limits:
@@ -136,7 +135,7 @@ def _put(write: Write) -> None:
         raise _refusal(write, _reason(error, content)) from error
     try:
         os.write(fd, content.value.encode() or b"\n")
-        found = os.pread(fd, _READ_BYTES, 0).decode().strip()
+        found = os.pread(fd, READ_BYTES, 0).decode().strip()
     except OSError as error:
         _require(write.directory)
         raise _refusal(write, _reason(error, content)) from error
@@ -189,24 +188,6 @@ def _shrink_first(write: Write) -> None:
             raise _refusal(write, _reason(OSError(errno.EBUSY, ""), write.content))
     finally:
         write_text(high, before)
-
-
-def write_text(path: str, text: str) -> None:
-    """Write a cgroup file, which must exist."""
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
-
-
-def read(path: str) -> str:
-    """The content of a cgroup file, without the final newline."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, _READ_BYTES).decode().strip()
-    finally:
-        os.close(fd)
 
 
 # --- what the kernel would accept and not do ------------------------------------------------------

@@ -133,3 +133,18 @@ def test_every_public_name_can_be_had() -> None:
         assert getattr(craterun, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = craterun.no_such_name
+
+
+def test_a_container_without_limits_does_not_wait_for_what_limits_need() -> None:
+    code = (
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import craterun.cli.run, craterun.supervisor.main\n"
+        "from craterun.core.cgroups import plan_cgroups\n"
+        "from craterun.core.spec import Hierarchy, HostFacts\n"
+        "plan_cgroups('x', HostFacts(kernel=(6, 1), hierarchies=(Hierarchy(2, ('pids',), '/x'),)))"
+    )
+    modules = loaded(code)
+    assert "craterun.core.limits" in modules
+    assert not modules & {
+        "craterun.core.limit_files", "craterun.linux.limits", "craterun.linux.features",
+    }  # fmt: skip
