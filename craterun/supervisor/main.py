@@ -17,6 +17,7 @@ import trio
 from craterun.core import hostroot
 from craterun.core.cgroups import CgroupPlan, plan_cgroups
 from craterun.core.errors import ContainerNotRunningError, CraterunError
+from craterun.core.events import EventType, event
 from craterun.core.failures import explain
 from craterun.core.life import Record, State
 from craterun.core.plan import plan_exec, plan_run
@@ -29,6 +30,7 @@ from craterun.linux.proc import open_process
 from craterun.linux.rootfs import check_rootfs, look_up_user
 from craterun.linux.userns import require_root, same_user_namespace
 from craterun.state.store import Store, default_root
+from craterun.supervisor.chronicle import COMMAND_CHARACTERS
 from craterun.supervisor.container import Container, running_record
 from craterun.supervisor.execution import Execution
 from craterun.supervisor.link import KeeperLink, Launched
@@ -64,7 +66,7 @@ class Supervisor:
         self._context: AbstractAsyncContextManager[None] | None = None
 
     async def __aenter__(self) -> Supervisor:
-        self._services = Services(self._keeper or KeeperLink.spawn(), self.store.root)
+        self._services = Services(self._keeper or KeeperLink.spawn(), self.store.root, self.facts)
         _raise_open_files()  # after the keeper was started: containers get what we got
         self._context = self._serve(self._services)
         await self._context.__aenter__()
@@ -240,7 +242,7 @@ class Supervisor:
         """
         services, tasks = self._running()
         with trio.CancelScope(shield=True):
-            plan, pidfd = await trio.to_thread.run_sync(
+            plan, pidfd, record = await trio.to_thread.run_sync(
                 self._prepare_exec, container_id, command, env or {}, workdir, user, stdin
             )
             try:
@@ -252,7 +254,7 @@ class Supervisor:
             raise explain(plan, *msgspec.structs.astuple(launched.failure))
         logger.debug("pid %d executes %r in a running container", launched.pid, command)
         execution = Execution(launched)
-        tasks.start_soon(execution.supervise, services.link)
+        tasks.start_soon(self._see_through, execution, record, launched.pid, command)
         return execution
 
     def _prepare_exec(
@@ -263,7 +265,7 @@ class Supervisor:
         workdir: str | None,
         user: str | None,
         stdin: bool,
-    ) -> tuple[LaunchPlan, Fd]:
+    ) -> tuple[LaunchPlan, Fd, Record]:
         container_id = self.store.resolve(text)
         # Of our own containers we know more than their files, which lag behind for a moment.
         own = next((c.record for c in self._containers if c.id == container_id), None)
@@ -298,7 +300,24 @@ class Supervisor:
         except BaseException:
             pidfd.close()
             raise
-        return plan, pidfd
+        return plan, pidfd, record
+
+    async def _see_through(
+        self, execution: Execution, record: Record, pid: int, command: tuple[str, ...]
+    ) -> None:
+        """An exec to its end, and into the journal."""
+        services, _ = self._running()
+        journal = services.journal(self.store.root)
+        about = (record.id, record.name)
+        what = _as_text(" ".join(command))[:COMMAND_CHARACTERS]
+        services.clerk.submit(journal.append, event(EventType.EXEC, *about, pid=pid, command=what))
+        try:
+            await execution.supervise(services.link)
+        finally:
+            with trio.CancelScope(shield=True):
+                code = (await execution.wait()).exit_code
+                end = event(EventType.EXEC_EXITED, *about, pid=pid, exit_code=code)
+                await services.clerk.do(journal.append, end)
 
 
 def _raise_open_files() -> None:
