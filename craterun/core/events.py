@@ -82,7 +82,7 @@ class Event(msgspec.Struct, frozen=True):
 
     def line(self) -> str:
         """One line for people."""
-        words = [f"{key}={self._shown(key)}" for key in self.attributes]
+        words = [f"{printable(key)}={self._shown(key)}" for key in self.attributes]
         head = (rfc3339(self.time), f"{printable(self.type):<10}", printable(self.id) or "-")
         name = [printable(self.name)] if self.name else []
         return "  ".join((*head, *name, *([" ".join(words)] if words else [])))
@@ -110,10 +110,11 @@ def encode_event(what: Event) -> bytes:
 
 def decode_event(element: bytes) -> Event | None:
     """From what stands between two separators; None if it is torn or foreign."""
-    if not element.endswith(_END):
+    content, end, _ = element.partition(_END)
+    if not end:
         return None
     try:
-        return _decoder.decode(element)
+        return _decoder.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 

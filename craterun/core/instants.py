@@ -9,11 +9,12 @@ from craterun.core.errors import UsageError, printable
 
 _SECOND = 1_000_000_000
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-_AGO = re.compile(r"(?:\d{1,9}(?:\.\d{1,9})?[dhms])+\Z")
-_PART = re.compile(r"(\d+(?:\.\d+)?)([dhms])")
-_EPOCH = re.compile(r"(\d{1,11})(?:\.(\d{1,9}))?\Z")
+_AGO = re.compile(r"(?:\d{1,9}(?:\.\d{1,9})?[dhms])+\Z", re.ASCII)
+_PART = re.compile(r"(\d+(?:\.\d+)?)([dhms])", re.ASCII)
+_EPOCH = re.compile(r"(\d{1,11})(?:\.(\d{1,9}))?\Z", re.ASCII)
 _RFC3339 = re.compile(
-    r"(\d{4}-\d\d-\d\d)(?:[Tt ](\d\d:\d\d(?::\d\d)?)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)?)?\Z"
+    r"(\d{4}-\d\d-\d\d)(?:[Tt ](\d\d:\d\d(?::\d\d)?)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)?)?\Z",
+    re.ASCII,
 )
 _START = datetime(1970, 1, 1, tzinfo=UTC)
 

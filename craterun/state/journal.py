@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 from contextlib import suppress
 
@@ -40,7 +41,10 @@ SEGMENT_BYTES = 1024 * 1024
 KEPT_SEGMENTS = 4
 _READ_BYTES = 256 * 1024
 _ATTEMPTS = 10
-_APPEND = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+_SEGMENT = re.compile(r"[1-9][0-9]{0,17}\Z")
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+"""A foreign FIFO must not block a reader."""
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def journal_directory(root: str) -> str:
@@ -157,7 +161,7 @@ def segments(directory: str) -> list[int]:
         names = os.listdir(directory)
     except FileNotFoundError:
         return []
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+    return sorted(int(name) for name in names if _SEGMENT.match(name))
 
 
 class JournalReader:
@@ -173,8 +177,9 @@ class JournalReader:
         self._fd = -1
         self._number = 0
         self._position = 0
-        self._rest = b""
-        """The beginning of an element that ends behind `_position`, or never."""
+        self._rest: bytes | None = None
+        """The beginning of an element that ends behind `_position`, or never; None outside of one.
+        """
         if at_end and self._advance(newest=True):
             self._position = os.fstat(self._fd).st_size
 
@@ -200,19 +205,20 @@ class JournalReader:
         """Read to the end of file, or to the border; then the segment is done."""
         while data := os.pread(self._fd, _READ_BYTES, self._position):
             first, *others = data.split(RECORD_SEPARATOR)
-            self._rest += first
+            if self._rest is not None:
+                self._rest += first
             begin = self._position + len(first)
             self._position += len(data)
             for element in others:
                 _take(self._rest, events)
-                self._rest = b""
+                self._rest = None
                 if begin >= SEGMENT_BYTES:
                     return True
                 self._rest = element
                 begin += len(RECORD_SEPARATOR) + len(element)
             # The last one may not be all there yet.
             if _take(self._rest, events):
-                self._rest = b""
+                self._rest = None
                 if self._position >= SEGMENT_BYTES:
                     return True
         return False
@@ -225,15 +231,13 @@ class JournalReader:
                 return False
             number = later[-1 if newest else 0]
             try:
-                fd = os.open(
-                    f"{self._directory}/{number}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-                )
+                fd = os.open(f"{self._directory}/{number}", _READ)
             except FileNotFoundError:
                 continue  # removed since we looked
             if self._number:
                 self.missed += number - self._number - 1
             self.close()
-            self._fd, self._number, self._position, self._rest = fd, number, 0, b""
+            self._fd, self._number, self._position, self._rest = fd, number, 0, None
             return True
 
     def close(self) -> None:
@@ -249,9 +253,9 @@ class JournalReader:
         self.close()
 
 
-def _take(element: bytes, events: list[Event]) -> bool:
+def _take(element: bytes | None, events: list[Event]) -> bool:
     """Whether ``element`` is whole."""
-    what = decode_event(element)
+    what = decode_event(element or b"")
     if what is not None:
         events.append(what)
     return what is not None
@@ -300,7 +304,7 @@ def was_sent_signal(root: str, container_id: str, number: int) -> bool:
     directory = journal_directory(root)
     try:
         for segment in reversed(segments(directory)):
-            with open(f"{directory}/{segment}", "rb") as file:
+            with open(os.open(f"{directory}/{segment}", _READ), "rb") as file:
                 content = file.read()
             if kind not in content:
                 continue
