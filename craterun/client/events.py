@@ -43,7 +43,9 @@ class EventFeed:
         self._watch: DirectoryWatch | None = None
         try:
             if follow:
-                self._watch = DirectoryWatch(make_journal_directory(root), contents=True)
+                self._directory = make_journal_directory(root)
+                self._watch = DirectoryWatch(self._directory, contents=True)
+                self._identity = _identity(self._directory)
             self._reader = JournalReader(root, at_end=follow and since is None)
         except OSError as error:
             self.close()
@@ -87,7 +89,9 @@ class EventFeed:
         :raises StateError: the directory has been removed
         """
         assert self._watch is not None
-        if not self._watch.take():
+        # The kernel tells of the end of a directory only when its last open file is closed, and
+        # that may be the one that we read.
+        if not self._watch.take() or _identity(self._directory) != self._identity:
             raise StateError(
                 "the state directory's journal was removed; there is nothing to follow"
             )
@@ -126,3 +130,11 @@ class EventFeed:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
