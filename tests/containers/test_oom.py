@@ -217,6 +217,28 @@ def test_a_successor_goes_on_watching(cli: Cli, limited: Limited, go: Gate) -> N
     assert facts(cli, live.id) == (137, 9, 2, False)
 
 
+@pytest.mark.parametrize("who", ["craterun kill", "nobody"])
+def test_two_causes_of_one_death_are_not_guessed_between(
+    cli: Cli, limited: Limited, go: Gate, rootfs: Path, make_gate: Callable[[Path], Gate], who: str
+) -> None:
+    """A supervisor that was stopped saw no child die before the container was killed."""
+    done = make_gate(rootfs / "done")
+    live = limited(f"read x </go; {HOG}; echo >/done; read x </go; exec {HOG}")
+    supervisor = parent_of(parent_of(live.pid))
+    os.kill(supervisor, signal.SIGSTOP)
+    go.open()
+    done.wait()
+    if who == "nobody":
+        go.open()
+    else:
+        cli.ok("kill", live.id)
+    wait_exit(live.pid)
+    os.kill(supervisor, signal.SIGCONT)
+    assert cli.ok("wait", live.id) == "137\n"
+    expected = (137, 9, 2, True) if who == "nobody" else (137, 9, 1, None)
+    assert facts(cli, live.id) == expected
+
+
 # --- many at once ---------------------------------------------------------------------------------
 
 KINDS = {
