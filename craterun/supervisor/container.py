@@ -236,6 +236,9 @@ class Container:
             self._note("the keeper died, and with it the knowledge of the exit code")
         live = self._oom.count.kills
         self._services.oom.unwatch(self._oom)  # before `_write_end` removes the cgroup
+        if self._oom.error is not None:
+            why = os.strerror(self._oom.error.errno or 0)
+            self._note(f"processes killed for want of memory could not be counted: {why}")
         if self._oom.count.kills != live and self._oom.count.kills:
             self._on_oom()
         self.record = await self._services.clerk.do(self._write_end, status)

@@ -11,6 +11,7 @@ killed before that is seen at that time, or at the end.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -38,9 +39,12 @@ class OomWatch:
     """One container's counter. Made by `OomMonitor.watch`, ended by `OomMonitor.unwatch`.
 
     :ivar count: what is known so far
+    :ivar error: why it could not be read, though there should be one
     """
 
-    __slots__ = ("cgroup", "count", "due", "ended", "key", "looks", "on_change", "process")
+    __slots__ = (
+        "cgroup", "count", "due", "ended", "error", "key", "looks", "on_change", "process",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -57,6 +61,7 @@ class OomWatch:
         self.due = math.inf
         self.looks = 0
         self.ended = False
+        self.error: OSError | None = None
 
     def read(self) -> bool:
         """Bring `count` up to date. Whether there are more kills than before.
@@ -125,8 +130,6 @@ class OomMonitor:
         if watch.ended:
             return
         watch.ended = True
-        self._due.pop(watch, None)
-        self._watched.pop(watch.key, None)
         try:
             if watch.cgroup is None:
                 watch.count = OomCount(None)
@@ -136,11 +139,20 @@ class OomMonitor:
                 watch.read()
         except (OSError, ValueError) as error:
             logger.debug("no last count of OOM kills: %s", error)
+            if isinstance(error, OSError) and error.errno != errno.ENOENT:
+                watch.error = error  # otherwise the host just does not count memory here
             # Known kills are known; that there were no others is not.
             watch.count = OomCount(watch.count.kills or None, watch.count.cleared)
         finally:
-            if watch.cgroup is not None:
-                watch.cgroup.close_news()
+            self._forget(watch)
+
+    def _forget(self, watch: OomWatch) -> None:
+        """No more news of it: its descriptor's number may soon be another's."""
+        self._due.pop(watch, None)
+        self._watched.pop(watch.key, None)
+        watch.key = -1
+        if watch.cgroup is not None:
+            watch.cgroup.close_news()
 
     def is_doomed(self, watch: OomWatch) -> bool:
         """Whether the first process has ended or was sent SIGKILL, before somebody sends it one.
@@ -165,18 +177,23 @@ class OomMonitor:
         """Until cancelled."""
         try:
             await self._called.wait()  # most commands never have anything to watch
-            with select.epoll() as self._set:
-                while True:
-                    await self._wait(self._set.fileno())
-                    for key, _ in self._set.poll(0):
-                        if (watch := self._watched.get(key)) is not None:
-                            self._told(watch)
-                    self._do_what_is_due()
+            try:
+                self._set = select.epoll()
+            except OSError as error:
+                # Out of descriptors: then kills are told of when their container ends.
+                logger.debug("OOM kills cannot be watched for: %s", error)
+                await trio.sleep_forever()
+            while True:
+                await self._wait(self._set.fileno())
+                for key, _ in self._set.poll(0):
+                    if (watch := self._watched.get(key)) is not None:
+                        self._told(watch)
+                self._do_what_is_due()
         finally:
-            self._set = None
-            for watch in self._watched.values():
-                if watch.cgroup is not None:
-                    watch.cgroup.close_news()
+            for watch in list(self._watched.values()):
+                self._forget(watch)
+            if self._set is not None:
+                self._set.close()
 
     async def _wait(self, fd: int) -> None:
         """Until there is news, or something is due."""
@@ -221,10 +238,7 @@ class OomMonitor:
         except (OSError, ValueError) as error:
             # The cgroup was removed under us: an epoll set would report that for ever.
             logger.debug("OOM kills cannot be counted: %s", error)
-            self._watched.pop(watch.key, None)
-            self._due.pop(watch, None)
-            if watch.cgroup is not None:
-                watch.cgroup.close_news()
+            self._forget(watch)
             return
         if changed:
             watch.on_change()
