@@ -17,7 +17,6 @@ import trio
 from craterun.core import hostroot
 from craterun.core.cgroups import CgroupPlan, plan_cgroups
 from craterun.core.errors import ContainerNotRunningError, CraterunError
-from craterun.core.events import EventType, event
 from craterun.core.failures import explain
 from craterun.core.life import Record, State
 from craterun.core.plan import plan_exec, plan_run
@@ -30,9 +29,8 @@ from craterun.linux.proc import open_process
 from craterun.linux.rootfs import check_rootfs, look_up_user
 from craterun.linux.userns import require_root, same_user_namespace
 from craterun.state.store import Store, default_root
-from craterun.supervisor.chronicle import COMMAND_CHARACTERS
 from craterun.supervisor.container import Container, running_record
-from craterun.supervisor.execution import Execution
+from craterun.supervisor.execution import Execution, see_through
 from craterun.supervisor.link import KeeperLink, Launched
 from craterun.supervisor.services import Services
 
@@ -254,7 +252,7 @@ class Supervisor:
             raise explain(plan, *msgspec.structs.astuple(launched.failure))
         logger.debug("pid %d executes %r in a running container", launched.pid, command)
         execution = Execution(launched)
-        tasks.start_soon(self._see_through, execution, record, launched.pid, command)
+        tasks.start_soon(see_through, execution, services, self.store.root, record, command)
         return execution
 
     def _prepare_exec(
@@ -301,23 +299,6 @@ class Supervisor:
             pidfd.close()
             raise
         return plan, pidfd, record
-
-    async def _see_through(
-        self, execution: Execution, record: Record, pid: int, command: tuple[str, ...]
-    ) -> None:
-        """An exec to its end, and into the journal."""
-        services, _ = self._running()
-        journal = services.journal(self.store.root)
-        about = (record.id, record.name)
-        what = _as_text(" ".join(command))[:COMMAND_CHARACTERS]
-        services.clerk.submit(journal.append, event(EventType.EXEC, *about, pid=pid, command=what))
-        try:
-            await execution.supervise(services.link)
-        finally:
-            with trio.CancelScope(shield=True):
-                code = (await execution.wait()).exit_code
-                end = event(EventType.EXEC_EXITED, *about, pid=pid, exit_code=code)
-                await services.clerk.do(journal.append, end)
 
 
 def _raise_open_files() -> None:
