@@ -15,7 +15,14 @@ import trio
 from craterun import Container, ExitStatus, Spec, Supervisor
 from tests.containers import helpers
 from tests.containers.helpers import Cli, Gate, Live, read_line, wait_exit
-from tests.containers.oom_helpers import HOG, LIMIT, Feed, limit_memory, memory_cgroups
+from tests.containers.oom_helpers import (
+    HOG,
+    LIMIT,
+    Feed,
+    limit_memory,
+    memory_cgroups,
+    memory_hierarchy,
+)
 from tests.containers.streams_helpers import parent_of
 from tests.uml import in_uml
 
@@ -114,6 +121,20 @@ def test_a_child_as_the_victim_and_the_end_in_the_same_moment(cli: Cli, limited:
     live = limited(f"{HOG}; exit 7")
     assert cli.ok("wait", live.id) == "7\n"
     assert facts(cli, live.id) == (7, None, 1, False)
+
+
+def test_all_of_a_group_are_victims(cli: Cli, rootfs: Path, go: Gate) -> None:
+    """Version 2 can kill the whole container together; version 1 kills the one process."""
+    script = f"read x </go; {HOG}; exit 6"
+    live = cli.detach("--rootfs", str(rootfs), "--", "sh", "-c", script)
+    group = limit_memory(live.pid, live.id) / "memory.oom.group"
+    expected: tuple[object, ...] = (6, None, 1, False)
+    if memory_hierarchy().version == 2:
+        group.write_text("1")
+        expected = (137, 9, 2, True)
+    go.open()
+    cli.ok("wait", live.id)
+    assert facts(cli, live.id) == expected
 
 
 def test_sigkill_from_outside_is_no_oom(cli: Cli, limited: Limited) -> None:
