@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from craterun.core.errors import CraterunError
+    from craterun.core.events import Event, EventType
     from craterun.core.life import ExitStatus, Record, State
     from craterun.core.limits import Limits
     from craterun.core.spec import Spec
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Container": "craterun.supervisor.container",
     "CraterunError": "craterun.core.errors",
+    "Event": "craterun.core.events",
+    "EventType": "craterun.core.events",
     "Execution": "craterun.supervisor.execution",
     "ExitStatus": "craterun.core.life",
     "Limits": "craterun.core.limits",
@@ -51,6 +54,8 @@ _PUBLIC = {
 __all__ = [
     "Container",
     "CraterunError",
+    "Event",
+    "EventType",
     "Execution",
     "ExitStatus",
     "Limits",

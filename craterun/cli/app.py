@@ -48,6 +48,7 @@ _COMMANDS = {
     "ps": ("listing:ps", "List containers."),
     "logs": ("listing:logs", "Print what a container wrote."),
     "inspect": ("listing:inspect", "Print all that is known of containers, as JSON."),
+    "events": ("events:events", "Print what happened to containers, or follow what happens."),
     "wait": ("manage:wait", "Wait for containers to end and print their exit codes."),
     "stop": ("manage:stop", "Ask containers to end; kill those that do not."),
     "kill": ("manage:kill", "Send a signal to containers."),

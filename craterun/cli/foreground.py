@@ -15,6 +15,7 @@ from craterun.cli.output import complain
 from craterun.cli.streams import OutputSink, copy_output, feed_input
 from craterun.core.errors import ContainerNotRunningError
 from craterun.core.life import ExitStatus
+from craterun.core.oom import final_text, live_text
 from craterun.core.spec import Spec
 from craterun.core.units import signal_name
 from craterun.keeper.spawn import SpawnedKeeper
@@ -49,11 +50,13 @@ async def run_container(
     keeper: SpawnedKeeper,
     *,
     attach: bool,
+    tell_oom: bool,
     started: Callable[[Container], None],
 ) -> int:
     """Start, stay until the end, and return the exit code.
 
     :param attach: copy the output to our stdout and stderr
+    :param tell_oom: say on stderr when the kernel has killed processes for want of memory
     :param started: called once the command was executed and that is on record
     """
     with trio.open_signal_receiver(*_heeded()) as signals:
@@ -65,12 +68,18 @@ async def run_container(
             async with forwarding(signals, container, "container"), trio.open_nursery() as streams:
                 if spec.interactive:
                     streams.start_soon(feed_input, container.stdin)
+                if tell_oom:
+                    streams.start_soon(_tell_oom, container)
                 if attach:
                     await _attach(container)
                 await container.wait()
                 streams.cancel_scope.cancel()
             # Also after a signal made us leave the block before the reader had taken everything.
             status = await container.wait()
+    record = container.record
+    if tell_oom and record.oom_kills:
+        text = final_text(record.oom_kills, container.memory_limit, record.init_oom_killed)
+        complain(f"container {container.id}: {text}")
     if container.record.error:
         complain(f"container {container.id}: {container.record.error}")
     return exit_code(status)
@@ -79,6 +88,16 @@ async def run_container(
 def _heeded() -> list[signal.Signals]:
     """What to forward: not what we were told to ignore, as by nohup or a shell's ``&``."""
     return [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+async def _tell_oom(container: Container) -> None:
+    """Of what the container survives, at once; its end is told of at its end."""
+    kills = 0
+    while True:
+        kills = await container.wait_oom(kills)
+        if container.survives_oom:
+            text = live_text(kills, container.memory_limit)
+            complain(f"container {container.id}: {text}")
 
 
 async def _attach(container: Container) -> None:

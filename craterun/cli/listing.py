@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from craterun.cli.output import complain, shorten, table
 from craterun.client.local import Observed, observe
 from craterun.core.errors import CraterunError
+from craterun.core.oom import kills_text
 from craterun.core.units import age
 from craterun.state.logs import FILES, INDEX, Stream, read_index
 from craterun.state.store import Store, default_root
@@ -65,11 +66,19 @@ def _row(observed: Observed) -> tuple[str, ...]:
     return (
         record.id,
         str(record.pid) if observed.running and record.pid else "-",
-        observed.status,
+        _status(observed),
         age(record.created),
         shorten(" ".join(record.command), _COMMAND_WIDTH),
         record.name or "",
     )
+
+
+def _status(observed: Observed) -> str:
+    """With the OOM kills that the status itself does not tell of."""
+    kills = observed.record.oom_kills
+    if not kills or observed.record.init_oom_killed:
+        return observed.status
+    return f"{observed.status}, {kills_text(kills)}"
 
 
 def inspect(*containers: str) -> int:

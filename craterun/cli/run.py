@@ -28,6 +28,7 @@ def run(
     user: Annotated[str | None, Parameter(name=["--user", "-u"])] = None,
     interactive: Annotated[bool, Parameter(name=["--interactive", "-i"])] = False,
     attach: Annotated[bool, Parameter(name=["--attach", "-a"])] = False,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
     detach: Annotated[bool, Parameter(name=["--detach", "-d"])] = False,
     rm: bool = False,
     cidfile: str | None = None,
@@ -65,6 +66,8 @@ def run(
         Give the command our standard input; without it, it reads /dev/null.
     attach
         Copy the command's stdout and stderr to ours while it runs. They are logged all the same.
+    quiet
+        With --attach, say nothing on stderr about processes killed for want of memory.
     detach
         Return as soon as the command runs, and print the id.
     rm
@@ -115,10 +118,10 @@ def run(
             cid.write(container_id)
             print(container_id)
             return 0
-        return _run_in_foreground(spec, root, cid, attach=attach)
+        return _run_in_foreground(spec, root, cid, attach=attach, quiet=quiet)
 
 
-def _run_in_foreground(spec: Spec, root: str, cid: _CidFile, *, attach: bool) -> int:
+def _run_in_foreground(spec: Spec, root: str, cid: _CidFile, *, attach: bool, quiet: bool) -> int:
     from craterun.keeper.spawn import spawn_keeper
 
     # The keeper starts on the other core while this process imports trio.
@@ -141,7 +144,9 @@ def _run_in_foreground(spec: Spec, root: str, cid: _CidFile, *, attach: bool) ->
                 sys.stdout.flush()
 
     async def main() -> int:
-        return await run_container(spec, root, keeper, attach=attach, started=started)
+        return await run_container(
+            spec, root, keeper, attach=attach, tell_oom=attach and not quiet, started=started
+        )
 
     return trio.run(main)
 

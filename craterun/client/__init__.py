@@ -15,15 +15,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
 
 import anyio
 import anyio.to_thread
 
 from craterun.client import local
+from craterun.client.events import EventFeed
 from craterun.client.local import Observed
+from craterun.client.stream import EventStream
 from craterun.core.errors import CraterunError
+from craterun.core.events import Filter
 from craterun.core.life import ExitStatus
 from craterun.core.spec import Spec
 from craterun.linux.fd import Fd
@@ -129,6 +132,33 @@ class Client:
         :raises ContainerRunningError: it runs and ``force`` is not set
         """
         await self._call(local.remove, container, force=force)
+
+    def events(
+        self,
+        conditions: Iterable[str] = (),
+        *,
+        follow: bool = True,
+        since: int | None = None,
+        until: int | None = None,
+    ) -> EventStream:
+        """What happens to containers, whoever started them, from this call on.
+
+            async with client.events(["type=oom"]) as events:
+                async for event in events:
+                    print(event.id, event.attributes["kills"])
+
+        :param conditions: KEY=VALUE, as ``craterun events --filter`` takes them
+        :param follow: wait for more; otherwise the iteration ends with what is known
+        :param since: nanoseconds since the epoch: what happened from then on, too; default: only
+            what happens from now on or, not to follow, all that is known
+        :param until: the same; events from then on are left out, and the iteration ends
+        :raises UsageError: a condition is malformed
+        :raises StateError: the journal cannot be read
+        """
+        feed = EventFeed(
+            self.store.root, Filter(conditions), since=since, until=until, follow=follow
+        )
+        return EventStream(feed, follow=follow)
 
     async def _call(
         self, function: Callable[Concatenate[Store, P], T], *args: P.args, **kwargs: P.kwargs

@@ -11,6 +11,7 @@ import select
 import signal
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
 import msgspec
 
@@ -22,11 +23,14 @@ from craterun.core.errors import (
     NoSuchContainerError,
     StateError,
 )
+from craterun.core.events import EventType, event
 from craterun.core.life import ExitStatus, Process, Record, State
 from craterun.linux import cgroup, host
 from craterun.linux.fd import Fd
 from craterun.linux.inotify import DirectoryWatch
+from craterun.linux.oom import is_process_doomed
 from craterun.linux.proc import is_alive, open_process, parse_state
+from craterun.state.journal import note, signaled
 from craterun.state.removed import find_removed
 from craterun.state.store import Store
 
@@ -57,7 +61,7 @@ class Observed(msgspec.Struct, frozen=True):
             return "lost"
         if record.status is not State.STOPPED:
             return str(record.status)
-        if record.oom:
+        if record.init_oom_killed:
             return "oom"
         return f"stopped ({'?' if record.exit_code is None else record.exit_code})"
 
@@ -102,10 +106,26 @@ def send_signal(store: Store, text: str, number: int) -> str:
     except ProcessLookupError:
         raise ContainerNotRunningError(f"container {record.id} is not running") from None
     try:
-        signal.pidfd_send_signal(pidfd.fileno(), number)
+        _send(store, record, pidfd, number)
+    except ProcessLookupError:
+        raise ContainerNotRunningError(f"container {record.id} is not running") from None
     finally:
         pidfd.close()
     return record.id
+
+
+def _send(store: Store, record: Record, pidfd: Fd, number: int) -> None:
+    """Send a signal to the first process, and note it in the journal before.
+
+    Before, since the container's supervisor looks there when it has to tell whether a SIGKILL was
+    ours or the OOM killer's; so it is not noted for a process that was dying already.
+
+    :raises ProcessLookupError: it has ended
+    """
+    process = record.process
+    if process is not None and not is_process_doomed(process.pid, process.start_time):
+        note(store.root, signaled(record.id, record.name, number))
+    signal.pidfd_send_signal(pidfd.fileno(), number)
 
 
 def kill_and_wait(store: Store, record: Record) -> None:
@@ -121,7 +141,8 @@ def kill_and_wait(store: Store, record: Record) -> None:
             pass
         else:
             try:
-                signal.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    _send(store, record, pidfd, signal.SIGKILL)
                 _wait_process(pidfd.fileno(), record.process)
             finally:
                 pidfd.close()
@@ -183,7 +204,7 @@ def stop(
                 continue
             pidfd = Fd(open_process(record.process))
             stopping[len(results) - 1] = (record, pidfd)
-            signal.pidfd_send_signal(pidfd.fileno(), number)
+            _send(store, record, pidfd, number)
         except ProcessLookupError:
             continue
         except CraterunError as error:
@@ -246,6 +267,7 @@ def remove(store: Store, text: str, *, force: bool) -> str:
     store.wait_unsupervised(container_id)
     _remove_cgroups(record)
     store.remove(record)
+    note(store.root, event(EventType.REMOVED, container_id, record.name))
     return container_id
 
 
@@ -256,6 +278,7 @@ def _remove_damaged(store: Store, container_id: str) -> None:
     store.wait_unsupervised(container_id)
     cgroup.remove(paths)
     store.remove(container_id)
+    note(store.root, event(EventType.REMOVED, container_id))
 
 
 def _remove_cgroups(record: Record) -> None:

@@ -82,6 +82,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
 
     Times are RFC 3339 in UTC. ``limits`` is what was asked for, ``cgroups`` the directories that
     the container was put in, ``error`` whatever went wrong besides the command itself.
+
+    :ivar oom_kills: processes that the kernel has killed for want of memory; None, once it has
+        ended, if they could not be counted (`core.oom`)
+    :ivar oom_first: when the first of these kills was noticed
+    :ivar oom_last: when the last one was
+    :ivar init_oom_killed: whether the first process was among them; None: nobody can tell
     """
 
     format: int = FORMAT
@@ -105,7 +111,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     boot_id: str | None = None
     exit_code: int | None = None
     signal: int | None = None
-    oom: bool = False
+    oom_kills: int | None = 0
+    oom_first: Instant | None = None
+    oom_last: Instant | None = None
+    init_oom_killed: bool | None = False
     limits: dict[str, str] = {}
     cgroups: tuple[str, ...] = ()
     error: str | None = None

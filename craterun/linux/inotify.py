@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import os
 import select
+import struct
 
 from craterun.linux import calls
 
+_IN_MODIFY = 0x2
 _IN_MOVED_TO = 0x80
+_IN_CREATE = 0x100
 _IN_DELETE = 0x200
 _IN_DELETE_SELF = 0x400
+_IN_IGNORED = 0x8000
+_HEADER = struct.Struct("iIII")
 
 
 class DirectoryWatch:
-    """Tells of files that were moved into a directory or removed from it, from its making on."""
+    """Tells of files that were moved into a directory or removed from it, from its making on.
 
-    def __init__(self, path: str) -> None:
-        """:raises FileNotFoundError: there is no such directory"""
+    :param contents: tell also of files that are made there, and written to
+    :raises FileNotFoundError: there is no such directory
+    """
+
+    def __init__(self, path: str, *, contents: bool = False) -> None:
+        mask = _IN_MOVED_TO | _IN_DELETE | _IN_DELETE_SELF
+        if contents:
+            mask |= _IN_CREATE | _IN_MODIFY
         self._fd = calls.inotify_init()
         try:
-            calls.inotify_add_watch(
-                self._fd, os.fsencode(path), _IN_MOVED_TO | _IN_DELETE | _IN_DELETE_SELF
-            )
+            calls.inotify_add_watch(self._fd, os.fsencode(path), mask)
         except OSError:
             os.close(self._fd)
             raise
@@ -34,6 +43,21 @@ class DirectoryWatch:
         if changed:
             os.read(self._fd, 64 * 1024)
         return changed
+
+    def fileno(self) -> int:
+        """Readable when something has changed."""
+        return self._fd
+
+    def take(self) -> bool:
+        """Take the news, of which there must be some; False: the directory itself was removed."""
+        news = os.read(self._fd, 64 * 1024)
+        position = 0
+        while position < len(news):
+            _, mask, _, length = _HEADER.unpack_from(news, position)
+            if mask & _IN_IGNORED:
+                return False
+            position += _HEADER.size + length
+        return True
 
     def close(self) -> None:
         """Stop watching."""

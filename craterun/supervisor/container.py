@@ -18,13 +18,16 @@ import trio
 
 from craterun.core.errors import ContainerNotRunningError, CraterunError
 from craterun.core.life import ExitStatus, Record, State
+from craterun.core.oom import OomCount
 from craterun.linux import cgroup
 from craterun.linux.fd import Fd
 from craterun.linux.proc import boot_id
+from craterun.state.journal import Told
 from craterun.state.logs import LogWriter, Stream
 from craterun.state.records import overwrite_record, write_record
 from craterun.state.removed import note_removed
 from craterun.state.store import Store
+from craterun.supervisor.chronicle import Chronicle, with_oom
 from craterun.supervisor.pumps import DRAIN_SECONDS, LogReader, OutputLog, pump_output
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ class Container:
     """A container that this supervisor looks after.
 
     :ivar record: what metadata.json says, or is about to
+    :ivar memory_limit: bytes, as last seen when the OOM killer had killed; None without a limit
     :ivar stdin: write end of the container's input, if it is interactive; whoever writes there owns
         it, and closes it to let the container see end-of-file
     """
@@ -53,8 +57,13 @@ class Container:
         directory: Fd,
         *,
         adopted: bool = False,
+        told: Told | None = None,
     ) -> None:
-        """Takes ownership of ``directory``, the locked folder."""
+        """Takes ownership of ``directory``, the locked folder.
+
+        :param adopted: another supervisor has begun with it
+        :param told: what the journal has of it already
+        """
         self.record = record
         self.stdin = launched.stdin
         self._store = store
@@ -65,6 +74,13 @@ class Container:
         self._written: Record | None = None
         self._finished = trio.Event()
         self._errors: list[str] = []
+        self.memory_limit: int | None = None
+        self._sigkilled = False
+        self._oom_news = trio.lowlevel.ParkingLot()
+        self._chronicle = Chronicle(services, store.root, record.id, told)
+        kills = record.oom_kills or 0
+        known = OomCount(kills, kills if record.init_oom_killed is False else 0)
+        self._oom = services.oom.watch(record.cgroups, record.process, known, self._on_oom)
 
     @property
     def id(self) -> str:
@@ -103,6 +119,7 @@ class Container:
         """By the clerk: record that it runs; of one that has ended meanwhile, the end is enough."""
         if not self._launched.exited.is_set():
             self._write_current()
+        self._chronicle.begin(self.record)
 
     def follow(self, stream: Stream) -> LogReader:
         """A reader of all output on ``stream``, from the first byte to the last. Close it."""
@@ -113,6 +130,8 @@ class Container:
 
         :raises ContainerNotRunningError: it has ended
         """
+        if number == signal.SIGKILL and not self._services.oom.is_doomed(self._oom):
+            self._sigkilled = True
         try:
             signal.pidfd_send_signal(self._launched.pidfd.fileno(), number)
         except (ProcessLookupError, ValueError):
@@ -125,8 +144,35 @@ class Container:
         except ContainerNotRunningError:
             return
 
+    async def wait_oom(self, kills: int) -> int:
+        """Until more than ``kills`` of its processes were killed for want of memory; how many.
+
+        Of a container that has ended, there is no more news.
+        """
+        while (self.record.oom_kills or 0) <= kills:
+            await self._oom_news.park()
+        return self.record.oom_kills or 0
+
+    @property
+    def survives_oom(self) -> bool:
+        """Whether the first process is known to have survived all OOM kills."""
+        return self._oom.init_alive
+
+    def _on_oom(self) -> None:
+        """By the monitor, live."""
+        self.memory_limit = self._oom.limit()
+        self.record = with_oom(self.record, self._oom)
+        self._services.clerk.submit(self._write_oom, self.record, self._oom.init_alive)
+        self._oom_news.unpark_all()
+
+    def _write_oom(self, record: Record, init_alive: bool) -> None:
+        if not self._launched.exited.is_set():
+            self._write_current()
+        self._chronicle.oom(record, self.memory_limit, init_alive=init_alive)
+
     def give_up(self, error: CraterunError) -> None:
         """Supervision itself has failed: say so to whoever waits."""
+        self._services.oom.unwatch(self._oom)
         self._note(str(error))
         self.record = self._ended(self._launched.status or ExitStatus(None))
         self._finished.set()
@@ -188,6 +234,13 @@ class Container:
         status = self._launched.status or ExitStatus(None)
         if self._launched.status is None:
             self._note("the keeper died, and with it the knowledge of the exit code")
+        live = self._oom.count.kills
+        self._services.oom.unwatch(self._oom)  # before `_write_end` removes the cgroup
+        if self._oom.error is not None:
+            why = os.strerror(self._oom.error.errno or 0)
+            self._note(f"processes killed for want of memory could not be counted: {why}")
+        if self._oom.count.kills != live and self._oom.count.kills:
+            self._on_oom()
         self.record = await self._services.clerk.do(self._write_end, status)
         self._directory.close()
 
@@ -209,10 +262,12 @@ class Container:
         record = self._ended(status)
         try:
             if record.auto_remove:
+                self._chronicle.exited(record)
                 # On a full disk: a waiter in another process then learns of the end, but not which.
                 with suppress(OSError):
                     note_removed(self._store.root, record.id, status)
                 self._store.remove(record)
+                self._chronicle.removed(record)
             else:
                 try:
                     write_record(self._directory.fileno(), record)
@@ -220,14 +275,19 @@ class Container:
                     if error.errno not in _DISK_FULL:
                         raise
                     overwrite_record(self._directory.fileno(), record)
+                self._chronicle.exited(record)
         except Exception as error:
             self._note(f"metadata.json was not updated: {error}")
             record = self._ended(status)
         return record
 
     def _ended(self, status: ExitStatus) -> Record:
+        if self.record.status is State.STOPPED:
+            return self.record  # by a supervisor that died between writing and letting go
+        count = self._oom.count
         return msgspec.structs.replace(
-            self.record,
+            with_oom(self.record, self._oom),
+            init_oom_killed=self._chronicle.judge(status, count, sigkilled=self._sigkilled),
             status=State.STOPPED,
             finished=datetime.now(UTC),
             exit_code=status.exit_code,

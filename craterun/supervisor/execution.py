@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 import trio
 
 from craterun.core.errors import ContainerNotRunningError
-from craterun.core.life import ExitStatus
+from craterun.core.events import EventType, event
+from craterun.core.life import ExitStatus, Record
 from craterun.linux.fd import Fd
 from craterun.state.logs import Stream
+from craterun.supervisor.chronicle import COMMAND_CHARACTERS
 from craterun.supervisor.pumps import CHUNK_BYTES, DRAIN_SECONDS
 
 if TYPE_CHECKING:
     from craterun.supervisor.link import KeeperLink, Launched
+    from craterun.supervisor.services import Services
 
 
 class Execution:
@@ -37,6 +40,11 @@ class Execution:
         self._ended: set[Stream] = set()
         for pipe in self._pipes.values():
             os.set_blocking(pipe.fileno(), False)
+
+    @property
+    def pid(self) -> int:
+        """In the host's pid namespace."""
+        return self._launched.pid
 
     async def receive(self, stream: Stream) -> bytes:
         """The next bytes of ``stream``; b"" at its end.
@@ -103,6 +111,28 @@ class Execution:
             with trio.CancelScope(shield=True):
                 await self._launched.exited.wait()
                 await link.release(self._launched)
+
+
+async def see_through(
+    execution: Execution, services: Services, root: str, record: Record, command: tuple[str, ...]
+) -> None:
+    """Supervise ``execution`` to its end, and tell of it in the journal of ``root``.
+
+    :param record: the container's
+    """
+    journal, pid = services.journal(root), execution.pid
+    text = os.fsencode(" ".join(command)).decode("utf-8", "backslashreplace")
+    begun = event(
+        EventType.EXEC, record.id, record.name, pid=pid, command=text[:COMMAND_CHARACTERS]
+    )
+    services.clerk.submit(journal.append, begun)
+    try:
+        await execution.supervise(services.link)
+    finally:
+        with trio.CancelScope(shield=True):
+            code = (await execution.wait()).exit_code
+            ended = event(EventType.EXEC_EXITED, record.id, record.name, pid=pid, exit_code=code)
+            await services.clerk.do(journal.append, ended)
 
 
 def take_pipe(fd: Fd) -> trio.lowlevel.FdStream:

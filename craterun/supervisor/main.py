@@ -30,7 +30,7 @@ from craterun.linux.rootfs import check_rootfs, look_up_user
 from craterun.linux.userns import require_root, same_user_namespace
 from craterun.state.store import Store, default_root
 from craterun.supervisor.container import Container, running_record
-from craterun.supervisor.execution import Execution
+from craterun.supervisor.execution import Execution, see_through
 from craterun.supervisor.link import KeeperLink, Launched
 from craterun.supervisor.services import Services
 
@@ -64,7 +64,7 @@ class Supervisor:
         self._context: AbstractAsyncContextManager[None] | None = None
 
     async def __aenter__(self) -> Supervisor:
-        self._services = Services(self._keeper or KeeperLink.spawn(), self.store.root)
+        self._services = Services(self._keeper or KeeperLink.spawn(), self.store.root, self.facts)
         _raise_open_files()  # after the keeper was started: containers get what we got
         self._context = self._serve(self._services)
         await self._context.__aenter__()
@@ -242,7 +242,7 @@ class Supervisor:
         """
         services, tasks = self._running()
         with trio.CancelScope(shield=True):
-            plan, pidfd = await trio.to_thread.run_sync(
+            plan, pidfd, record = await trio.to_thread.run_sync(
                 self._prepare_exec, container_id, command, env or {}, workdir, user, stdin
             )
             try:
@@ -254,7 +254,7 @@ class Supervisor:
             raise explain(plan, *msgspec.structs.astuple(launched.failure))
         logger.debug("pid %d executes %r in a running container", launched.pid, command)
         execution = Execution(launched)
-        tasks.start_soon(execution.supervise, services.link)
+        tasks.start_soon(see_through, execution, services, self.store.root, record, command)
         return execution
 
     def _prepare_exec(
@@ -265,7 +265,7 @@ class Supervisor:
         workdir: str | None,
         user: str | None,
         stdin: bool,
-    ) -> tuple[LaunchPlan, Fd]:
+    ) -> tuple[LaunchPlan, Fd, Record]:
         container_id = self.store.resolve(text)
         # Of our own containers we know more than their files, which lag behind for a moment.
         own = next((c.record for c in self._containers if c.id == container_id), None)
@@ -306,7 +306,7 @@ class Supervisor:
         except BaseException:
             pidfd.close()
             raise
-        return plan, pidfd
+        return plan, pidfd, record
 
 
 def _raise_open_files() -> None:

@@ -20,6 +20,7 @@ from craterun.core.life import Record, State
 from craterun.linux import cgroup, host
 from craterun.linux.calls import set_process_name
 from craterun.linux.fd import Fd
+from craterun.state.journal import Told
 from craterun.state.store import Store
 from craterun.supervisor.container import Container, running_record
 from craterun.supervisor.link import KeeperLink, Launched
@@ -41,14 +42,20 @@ def main(number: int) -> None:
 
 
 async def _take_over(link: KeeperLink) -> None:
-    services = Services(link, "/")  # whatever their folders are on: correct in every case
+    facts = host.probe()
+    # "/": whatever their folders are on, correct in every case.
+    services = Services(link, "/", facts)
+    told: dict[str, Told] = {}
     async with services.serving(), trio.open_nursery() as tasks:
         for launched in await link.adopt():
-            tasks.start_soon(_adopt, services, launched)
-    cgroup.remove_parents(host.probe())
+            root = os.path.dirname(os.fsdecode(launched.cookie))
+            if root not in told:
+                told[root] = Told(root)
+            tasks.start_soon(_adopt, services, launched, told[root])
+    cgroup.remove_parents(facts)
 
 
-async def _adopt(services: Services, launched: Launched) -> None:
+async def _adopt(services: Services, launched: Launched, told: Told) -> None:
     """Look after one container to its end, whatever state its launch was in."""
     path = os.fsdecode(launched.cookie)
     store, container_id = Store(os.path.dirname(path)), os.path.basename(path)
@@ -71,7 +78,7 @@ async def _adopt(services: Services, launched: Launched) -> None:
         return
     if record.status is State.CREATED:
         record = running_record(record, launched)
-    container = Container(services, store, record, launched, directory, adopted=True)
+    container = Container(services, store, record, launched, directory, adopted=True, told=told)
     await look_after(container)
 
 

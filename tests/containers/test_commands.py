@@ -165,8 +165,10 @@ def test_ps_of_nothing_is_an_empty_list(cli: Cli) -> None:
 
 def test_ps_shows_a_container_killed_for_memory_as_oom(cli: Cli, ended: str) -> None:
     text = cli.metadata(ended).read_text()
-    assert '"oom": false' in text
-    cli.metadata(ended).write_text(text.replace('"oom": false', '"oom": true'))
+    assert '"init_oom_killed": false' in text
+    cli.metadata(ended).write_text(
+        text.replace('"init_oom_killed": false', '"init_oom_killed": true')
+    )
     assert table(cli.ok("ps"))[0]["STATUS"] == "oom"
 
 

@@ -325,8 +325,8 @@ def test_foreign_files_in_the_state_directory_are_left_alone(
             result = cli(*command, name)
             assert (result.returncode, name in result.stderr.decode()) == (125, True)
     cli.ok("run", "--rm", "--rootfs", str(rootfs), "--", "true")
-    assert sorted(set(os.listdir(root)) - {".removed", ".names"}) == sorted(
-        set(before) - {".removed", ".names"}
+    assert sorted(set(os.listdir(root)) - {".removed", ".names", ".events"}) == sorted(
+        set(before) - {".removed", ".names", ".events"}
     )
     assert os.listdir(tmp_path / "elsewhere") == []
 

@@ -12,7 +12,9 @@ import msgspec
 import pytest
 
 from craterun.core.errors import StateError
+from craterun.core.events import EventType, event
 from craterun.core.life import Record, State
+from craterun.state.journal import Journal, JournalReader
 from craterun.state.logs import FILES, INDEX, LogWriter, Stream, read_index
 from craterun.state.records import (
     encode_record,
@@ -157,3 +159,29 @@ def test_a_container_that_finds_no_room_is_an_error_that_leaves_nothing(tmp_path
     message, left = in_child(create)
     assert "No space left on device; use --root" in message
     assert left == []
+
+
+def journal_over_a_full_disk(path: Path, fd: int) -> tuple[list[str], int, bool]:
+    """(types that are read in the end, events lost as told, whether any was lost or doubled)."""
+    os.close(fd)
+    journal = Journal(str(path))
+    journal.append(event(EventType.CREATED, ID, n=-1))
+    fill(path)
+    for n in range(200):
+        journal.append(event(EventType.STARTED, ID, n=n), event(EventType.PAUSED, ID, n=n))
+    os.unlink(path / "filler")
+    journal.append(event(EventType.EXITED, ID))
+    journal.close()
+    with JournalReader(str(path)) as reader:
+        events = reader.read()
+    lost = sum(int(e.attributes["count"] or 0) for e in events if e.type == EventType.EVENTS_LOST)
+    written = [e.attributes["n"] for e in events if e.type in (EventType.STARTED, EventType.PAUSED)]
+    in_order = written == sorted(written, key=lambda n: int(str(n)))
+    return [e.type for e in events[:1] + events[-2:]], lost, in_order and len(written) + lost == 400
+
+
+def test_a_journal_counts_what_a_full_disk_costs(tmp_path: Path) -> None:
+    types, lost, exact = in_child(lambda: journal_over_a_full_disk(tmp_path, small_disk(tmp_path)))
+    assert types == ["created", "events_lost", "exited"]
+    assert lost > 300
+    assert exact
