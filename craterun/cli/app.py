@@ -51,6 +51,8 @@ _COMMANDS = {
     "wait": ("manage:wait", "Wait for containers to end and print their exit codes."),
     "stop": ("manage:stop", "Ask containers to end; kill those that do not."),
     "kill": ("manage:kill", "Send a signal to containers."),
+    "pause": ("manage:pause", "Stop all processes of containers for a while."),
+    "unpause": ("manage:unpause", "Let paused containers go on."),
     "rm": ("manage:rm", "Remove containers with their logs."),
 }
 for _name, (_target, _help) in _COMMANDS.items():

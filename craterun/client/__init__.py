@@ -117,6 +117,23 @@ class Client:
         """
         await self._call(local.send_signal, container, number)
 
+    async def pause(self, container: str) -> None:
+        """Stop all processes of the container; returns when the last one has stopped.
+
+        :raises ContainerNotRunningError: it has ended
+        :raises ContainerPausedError: it is paused already
+        :raises UnsupportedHostError: the host cannot freeze it
+        """
+        await self._call(local.pause, container)
+
+    async def unpause(self, container: str) -> None:
+        """Let the processes of a paused container go on.
+
+        :raises ContainerNotRunningError: it has ended
+        :raises ContainerNotPausedError: it is not paused
+        """
+        await self._call(local.unpause, container)
+
     async def stop(self, container: str, *, seconds: float = 10.0, number: int = 15) -> None:
         """Send signal ``number``, and SIGKILL after ``seconds``; returns when it has ended."""
         results = await self._call(local.stop, [container], number, seconds)

@@ -12,8 +12,9 @@ PARENT = "craterun"
 ACCOUNTED = ("memory", "cpu", "cpuacct", "pids")
 """Version 1 hierarchies that a container always gets a directory in.
 
-They serve limits and accounting. Killing and pausing need none: the pid namespace ends as a whole
-with its first process, and a version 2 hierarchy, where there is one, freezes without controllers.
+They serve limits and accounting. Killing needs none: the pid namespace ends as a whole with its
+first process. Pausing needs the freezer only where there is no version 2 hierarchy, which freezes
+without controllers.
 """
 
 
@@ -37,10 +38,13 @@ def plan_cgroups(container_id: str, host: HostFacts) -> CgroupPlan:
     """A directory in the version 2 hierarchy and in each version 1 one that accounts."""
     unified = None
     legacy = []
+    wanted = {*ACCOUNTED}
+    if all(hierarchy.version == 1 for hierarchy in host.hierarchies):
+        wanted.add("freezer")
     for hierarchy in host.hierarchies:
         path = f"{hierarchy.mountpoint}/{PARENT}/{container_id}"
         if hierarchy.version == 2:
             unified = path
-        elif any(c in ACCOUNTED for c in hierarchy.controllers):
+        elif not wanted.isdisjoint(hierarchy.controllers):
             legacy.append(path)
     return CgroupPlan(unified, tuple(legacy))

@@ -53,6 +53,14 @@ class ContainerNotRunningError(CraterunError):
     """The operation needs a running container."""
 
 
+class ContainerPausedError(CraterunError):
+    """The operation needs a container whose processes run, and this one's are paused."""
+
+
+class ContainerNotPausedError(CraterunError):
+    """The operation needs a paused container."""
+
+
 class StateError(CraterunError):
     """A file of the state directory cannot be read, written or understood."""
 

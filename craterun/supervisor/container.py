@@ -18,7 +18,7 @@ import trio
 
 from craterun.core.errors import ContainerNotRunningError, CraterunError
 from craterun.core.life import ExitStatus, Record, State
-from craterun.linux import cgroup
+from craterun.linux import cgroup, freezer
 from craterun.linux.fd import Fd
 from craterun.linux.proc import boot_id
 from craterun.state.logs import LogWriter, Stream
@@ -124,6 +124,7 @@ class Container:
             self.send_signal(signal.SIGKILL)
         except ContainerNotRunningError:
             return
+        freezer.release_killed(self.record.cgroups)
 
     def give_up(self, error: CraterunError) -> None:
         """Supervision itself has failed: say so to whoever waits."""
