@@ -48,6 +48,8 @@ _COMMANDS = {
     "ps": ("listing:ps", "List containers."),
     "logs": ("listing:logs", "Print what a container wrote."),
     "inspect": ("listing:inspect", "Print all that is known of containers, as JSON."),
+    "stats": ("stats:stats", "Show what containers use, live."),
+    "top": ("top:top", "List the processes in a container."),
     "wait": ("manage:wait", "Wait for containers to end and print their exit codes."),
     "stop": ("manage:stop", "Ask containers to end; kill those that do not."),
     "kill": ("manage:kill", "Send a signal to containers."),

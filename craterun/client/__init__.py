@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Concatenate, ParamSpec, TypeVar
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -30,6 +31,11 @@ from craterun.linux.fd import Fd
 from craterun.linux.proc import open_process
 from craterun.state.logs import FILES, Stream
 from craterun.state.store import Store, default_root
+
+if TYPE_CHECKING:
+    from craterun.client.usage import StatsMonitor
+    from craterun.core.processes import ProcessInfo
+    from craterun.core.stats import Usage
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -147,6 +153,40 @@ class Client:
         """
         await self._call(local.remove, container, force=force)
 
+    async def top(self, container: str) -> Sequence[ProcessInfo]:
+        """The processes in the container, the oldest first.
+
+        :raises ContainerNotRunningError: it has ended
+        """
+        from craterun.client import processes
+
+        return await self._call(processes.top, container)
+
+    @asynccontextmanager
+    async def stats(
+        self, *containers: str, interval: float = 1.0
+    ) -> AsyncIterator[AsyncIterator[Sequence[Usage]]]:
+        """Sample what containers use, at once and then every ``interval`` seconds.
+
+            async with client.stats("worker") as samples:
+                async for sample in samples:
+                    print(sample[0].memory_bytes, sample[0].cpu_percent)
+
+        :param containers: ids, prefixes or names; then the samples end when all of them have ended.
+            None: whatever runs at the time of each sample, without end
+        :raises ContainerNotRunningError: one that was asked for has ended
+        :raises NoSuchContainerError: there is none
+        """
+        from craterun.client.usage import StatsMonitor
+
+        monitor = await self._call(StatsMonitor, containers)
+        try:
+            if monitor.problems:
+                raise monitor.problems[0]
+            yield _samples(monitor, interval)
+        finally:
+            monitor.close()
+
     async def _call(
         self, function: Callable[Concatenate[Store, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
@@ -170,3 +210,11 @@ def _options(spec: Spec) -> list[str]:
     options += ["--init"] if spec.init else []
     options += ["--rm"] if spec.auto_remove else []
     return [*options, "--", *spec.command]
+
+
+async def _samples(monitor: StatsMonitor, interval: float) -> AsyncIterator[Sequence[Usage]]:
+    due = anyio.current_time()
+    while not monitor.finished:
+        yield await anyio.to_thread.run_sync(monitor.sample)
+        due = max(due + interval, anyio.current_time())
+        await anyio.sleep_until(due)

@@ -18,6 +18,7 @@ _ID = re.compile(r"[0-9a-f]{16}\Z")
 _ID_PREFIX = re.compile(r"[0-9a-f]{1,16}\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
 _ENV_NAME = re.compile(r"[^=\0]+\Z")
+_BYTE_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 HOSTNAME_MAX = 64
 """Bytes that sethostname(2) takes, ``__NEW_UTS_LEN``."""
 
@@ -143,3 +144,14 @@ def age(then: datetime, now: datetime | None = None) -> str:
     unit, size = next((u for u in units if seconds >= u[1]), units[-1])
     count = seconds // size
     return f"{count} {unit}{'' if count == 1 else 's'} ago"
+
+
+def format_bytes(number: int) -> str:
+    """``1.50MiB``: three significant digits, in units of 1024."""
+    if number < 1000:
+        return f"{number}B"
+    value, power = number / 1024, 0
+    while value >= 1000 and power < len(_BYTE_UNITS) - 1:
+        value, power = value / 1024, power + 1
+    digits = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{digits}f}{_BYTE_UNITS[power]}"
