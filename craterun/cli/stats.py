@@ -96,9 +96,9 @@ def _repeat(monitor: StatsMonitor, interval: float, show: Show, *, again: bool) 
     due = time.monotonic()
     while True:
         samples = monitor.sample()
-        show(samples)
         if monitor.finished:
-            return
+            return  # the last figures stay where they are
+        show(samples)
         # By the clock, so that the time a sample takes does not add up; what was missed is missed.
         due = max(due + interval, time.monotonic())
         while (left := due - time.monotonic()) > 0:

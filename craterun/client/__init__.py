@@ -214,7 +214,10 @@ def _options(spec: Spec) -> list[str]:
 
 async def _samples(monitor: StatsMonitor, interval: float) -> AsyncIterator[Sequence[Usage]]:
     due = anyio.current_time()
-    while not monitor.finished:
-        yield await anyio.to_thread.run_sync(monitor.sample)
+    while True:
+        sample = await anyio.to_thread.run_sync(monitor.sample)
+        if monitor.finished:
+            return
+        yield sample
         due = max(due + interval, anyio.current_time())
         await anyio.sleep_until(due)

@@ -29,9 +29,10 @@ def facts() -> Iterator[HostFacts]:
     """The host, with hierarchies that begin at a directory of this test's own."""
     mine = f"craterun-test-{new_id()}"
     found: list[Hierarchy] = []
+    used = plan_cgroups("x", REAL).paths
     for real in REAL.hierarchies:
         here = f"{real.mountpoint}/{mine}"
-        if plan_cgroups("x", msgspec.structs.replace(REAL, hierarchies=(real,))).paths:
+        if f"{real.mountpoint}/{PARENT}/x" in used:
             os.mkdir(here)
             found.append(msgspec.structs.replace(real, mountpoint=here))
     yield msgspec.structs.replace(REAL, hierarchies=tuple(found))

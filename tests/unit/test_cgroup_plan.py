@@ -22,7 +22,7 @@ def test_a_hybrid_host_gives_one_in_each_hierarchy_that_accounts() -> None:
 
 
 def test_a_hierarchy_that_accounts_nothing_is_left_alone() -> None:
-    for controller in ("devices", "freezer", "cpuset", "blkio"):
+    for controller in ("devices", "cpuset", "blkio"):
         hierarchy = Hierarchy(1, (controller,), "/x")
         assert plan_cgroups(ID, make_host(hierarchies=(hierarchy,))).paths == ()
 
@@ -47,3 +47,9 @@ def test_two_containers_share_no_directory() -> None:
     host = make_host()
     one, other = plan_cgroups("0" * 16, host), plan_cgroups("1" * 16, host)
     assert not set(one.paths) & set(other.paths)
+
+
+def test_the_v1_freezer_is_used_only_where_no_v2_hierarchy_can_freeze() -> None:
+    freezer = Hierarchy(1, ("freezer",), "/f")
+    assert plan_cgroups(ID, make_host(hierarchies=(freezer,))).paths == (f"/f/craterun/{ID}",)
+    assert plan_cgroups(ID, make_host(hierarchies=(freezer, UNIFIED))).legacy == ()
