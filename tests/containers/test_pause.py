@@ -357,6 +357,19 @@ def test_a_container_that_v1_froze_can_be_ended(cli: Cli, rootfs: Path, how: str
     assert not cgroups_of(live.id)
 
 
+def test_what_v1_froze_and_lost_its_keeper_is_removed_by_force(cli: Cli, rootfs: Path) -> None:
+    with mount_namespace(COVER, *unified_mounts()) as aside:
+        inside = cli.behind(*aside.enter)
+        live = inside.detach("--rootfs", str(rootfs), "--name", "one", "--", *SLEEP)
+        keeper = parent_of(live.pid)
+        inside.ok("pause", "one")
+        os.kill(keeper, signal.SIGKILL)
+        wait_exit(keeper)
+        inside.ok("rm", "--force", "one")
+        wait_exit(live.pid)
+    assert not cgroups_of(live.id)
+
+
 def test_a_damaged_record_does_not_keep_what_v1_froze_from_being_removed(
     cli: Cli, rootfs: Path
 ) -> None:
