@@ -46,7 +46,8 @@ def stop(
     """Ask containers to end, and kill those that have not ended in time. Prints their ids.
 
     A command that runs as PID 1 of its container does not notice a signal that it has no handler
-    for: the kernel protects PID 1. Start it with --init if it should.
+    for: the kernel protects PID 1. Start it with --init if it should. A paused container goes
+    on, to handle the signal.
 
     Parameters
     ----------
@@ -68,6 +69,8 @@ def kill(
     *containers: str, signal: Annotated[str, Parameter(name=["--signal", "-s"])] = "KILL"
 ) -> int:
     """Send a signal to the first process of containers. Prints their ids.
+
+    A paused container dies of SIGKILL; any other signal waits until it goes on.
 
     Parameters
     ----------
