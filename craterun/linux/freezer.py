@@ -77,7 +77,8 @@ class Freezer:
         """
         try:
             if self.version == 2:
-                self._change(b"1", seconds)
+                _write(f"{self.path}/cgroup.freeze", b"1")
+                self._wait(frozen=True, seconds=seconds)
             else:
                 self._freeze_v1(seconds)
         except BaseException:
@@ -89,10 +90,14 @@ class Freezer:
 
         :raises TimeoutError: they are still stopped after ``seconds``
         """
-        if self.version == 1 or self.frozen_from_above():
-            self._ask_thaw()
-        else:
-            self._change(b"0", seconds)
+        self._ask_thaw()
+        if self.version == 1:
+            return
+        try:
+            if not self.frozen_from_above():
+                self._wait(frozen=False, seconds=seconds)
+        except FileNotFoundError:
+            return  # they went on, and to their end: a signal may have waited for that
 
     def _ask_thaw(self) -> None:
         if self.version == 2:
@@ -100,14 +105,13 @@ class Freezer:
         else:
             _write(f"{self.path}/freezer.state", b"THAWED")
 
-    def _change(self, value: bytes, seconds: float) -> None:
+    def _wait(self, *, frozen: bool, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
         events = _open(f"{self.path}/cgroup.events", os.O_RDONLY)
         try:
             poll = select.poll()
             poll.register(events, select.POLLPRI)
-            _write(f"{self.path}/cgroup.freeze", value)
-            deadline = time.monotonic() + seconds
-            while _says_frozen(_pread(events)) != (value == b"1"):
+            while _says_frozen(_pread(events)) != frozen:
                 if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
                     raise TimeoutError
         finally:

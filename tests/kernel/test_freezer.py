@@ -71,6 +71,30 @@ def test_frozen_from_above_is_no_wish_of_its_own(above: Freezer, own: Freezer) -
         os.kill(pid, signal.SIGKILL)
 
 
+def test_a_process_that_goes_on_and_ends_has_gone_on(own: Freezer) -> None:
+    """The cgroup may vanish as soon as it is thawed, which is no failure to thaw it."""
+    for _ in range(20):
+        with parked(lambda: enter(own)) as pid:
+            own.freeze(SECONDS)
+            os.kill(pid, signal.SIGTERM)
+            remover = os.fork()
+            if remover == 0:
+                _remove_when_empty(own.path)
+            own.thaw(SECONDS)
+            os.waitpid(remover, 0)
+        os.mkdir(own.path)
+
+
+def _remove_when_empty(path: str) -> None:
+    """For a child: what a supervisor does, as fast as it can be done."""
+    while True:
+        try:
+            os.rmdir(path)
+            os._exit(0)
+        except OSError:
+            os.sched_yield()
+
+
 def test_what_was_removed_is_not_found(own: Freezer) -> None:
     os.rmdir(own.path)
     for action in (own.state, own.is_frozen, lambda: own.freeze(1), lambda: own.thaw(1)):
