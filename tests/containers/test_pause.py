@@ -12,39 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.containers import helpers
-from tests.containers.helpers import SLEEP, Cli, Gate, Live, mount_namespace, wait_exit
+from tests.containers.helpers import SLEEP, Cli, Gate, Live, wait_exit
+from tests.containers.pause_helpers import FORKS, Hog, busy_elsewhere, frozen
 from tests.containers.streams_helpers import cgroups_of, parent_of, stat_fields, wait_readable
 
 cli = helpers.cli
 make_gate = helpers.make_gate
 v2 = pytest.mark.cgroup_v2
-
-HOG = "while :; do if [ -e /flag ]; then rm /flag; echo seen >/gate; fi; done"
-"""Never sleeps, and answers through /gate when a file appears: the sign that it runs."""
-
-
-class Hog:
-    """A container that burns CPU, with a means to find out whether it runs."""
-
-    def __init__(self, cli: Cli, rootfs: Path, gate: Gate) -> None:
-        self._rootfs = rootfs
-        self.gate = gate
-        self.live = cli.detach("--rootfs", str(rootfs), "--name", "hog", "--", "sh", "-c", HOG)
-
-    def ticks(self) -> int:
-        """CPU time that it has used, by the kernel."""
-        fields = stat_fields(self.live.pid)
-        return int(fields[11]) + int(fields[12])
-
-    def ask(self) -> None:
-        """Ask for an answer."""
-        (self._rootfs / "flag").touch()
-
-    def answered(self) -> bool:
-        """Whether one is there now."""
-        poll = select.poll()
-        poll.register(self.gate._fd, select.POLLIN)
-        return bool(poll.poll(0))
 
 
 @pytest.fixture
@@ -56,23 +30,6 @@ def hog(cli: Cli, rootfs: Path, make_gate: Callable[[Path], Gate]) -> Hog:
 def live(cli: Cli, rootfs: Path) -> Live:
     """A container named ``one`` that does nothing."""
     return cli.detach("--rootfs", str(rootfs), "--name", "one", "--", *SLEEP)
-
-
-def frozen(live: Live) -> bool:
-    """What the kernel says of its cgroup."""
-    for directory in cgroups_of(live.id):
-        path = Path(directory)
-        if (path / "cgroup.freeze").exists():
-            return "frozen 1" in (path / "cgroup.events").read_text().splitlines()
-        if (path / "freezer.state").exists():
-            return (path / "freezer.state").read_text() == "FROZEN\n"
-    raise AssertionError("no freezer")
-
-
-def busy_elsewhere(cli: Cli, make_rootfs: Callable[[str], Path]) -> None:
-    """Another container does a piece of work, from its start to its end."""
-    script = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done"
-    cli.ok("run", "--rm", "--rootfs", str(make_rootfs("other")), "--", "sh", "-c", script)
 
 
 # --- the effect -----------------------------------------------------------------------------------
@@ -145,6 +102,19 @@ def test_a_freeze_by_somebody_else_is_seen_and_can_be_ended(cli: Cli, live: Live
     assert "paused" in cli.ok("ps")
     cli.ok("unpause", "one")
     assert not frozen(live)
+
+
+@v2
+def test_one_that_forks_all_the_time_is_stopped_as_a_whole(cli: Cli, rootfs: Path) -> None:
+    live = cli.detach("--rootfs", str(rootfs), "--", "sh", "-c", FORKS)
+    for _ in range(5):
+        cli.ok("pause", live.id)
+        before = Path(f"/proc/{live.pid}/stat").read_text(), [s.pid for s in live.siblings()]
+        cli.ok("ps")
+        assert (Path(f"/proc/{live.pid}/stat").read_text(), [s.pid for s in live.siblings()]) == (
+            before
+        )
+        cli.ok("unpause", live.id)
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -301,98 +271,3 @@ def test_an_edited_record_does_not_make_us_freeze_somebody_else(
     cli.ok("pause", "one")
     assert frozen(live)
     assert not frozen(other)
-
-
-# --- the version 1 freezer ------------------------------------------------------------------------
-
-
-def unified_mounts() -> list[str]:
-    """Where a version 2 hierarchy is mounted."""
-    lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    return [fields[1] for fields in lines if fields[2] == "cgroup2"]
-
-
-COVER = 'for point; do mount -t tmpfs none "$point"; done'
-
-
-def test_without_a_v2_hierarchy_the_v1_freezer_serves(
-    cli: Cli, rootfs: Path, make_gate: Callable[[Path], Gate], make_rootfs: Callable[[str], Path]
-) -> None:
-    with mount_namespace(COVER, *unified_mounts()) as aside:
-        inside = cli.behind(*aside.enter)
-        hog = Hog(inside, rootfs, make_gate(rootfs / "gate"))
-        state = Path(f"/sys/fs/cgroup/freezer/craterun/{hog.live.id}/freezer.state")
-        assert state.read_text() == "THAWED\n"
-        inside.ok("pause", "hog")
-        assert state.read_text() == "FROZEN\n"
-        assert "paused" in inside.ok("ps")
-        assert "already paused" in inside.refused("pause", "hog")
-        assert "is paused" in inside.refused("exec", "hog", "--", "true")
-        before = hog.ticks()
-        hog.ask()
-        busy_elsewhere(inside, make_rootfs)
-        assert hog.ticks() == before
-        inside.ok("unpause", "hog")
-        assert hog.gate.wait() == b"seen\n"
-        assert "not paused" in inside.refused("unpause", "hog")
-        inside.ok("rm", "--force", "hog")
-
-
-@pytest.mark.parametrize("how", ["kill", "stop", "rm"])
-def test_a_container_that_v1_froze_can_be_ended(cli: Cli, rootfs: Path, how: str) -> None:
-    with mount_namespace(COVER, *unified_mounts()) as aside:
-        inside = cli.behind(*aside.enter)
-        live = inside.detach("--rootfs", str(rootfs), "--name", "one", "--", *SLEEP)
-        inside.ok("pause", "one")
-        assert frozen(live)
-        if how == "stop":
-            inside.ok("stop", "--time", "0.1", "one")
-        elif how == "kill":
-            inside.ok("kill", "one")
-        else:
-            inside.ok("rm", "--force", "one")
-        wait_exit(live.pid)
-        if how != "rm":
-            assert inside.ok("wait", "one") == "137\n"
-            inside.ok("rm", "one")
-    assert not cgroups_of(live.id)
-
-
-def test_what_v1_froze_and_lost_its_keeper_is_removed_by_force(cli: Cli, rootfs: Path) -> None:
-    with mount_namespace(COVER, *unified_mounts()) as aside:
-        inside = cli.behind(*aside.enter)
-        live = inside.detach("--rootfs", str(rootfs), "--name", "one", "--", *SLEEP)
-        keeper = parent_of(live.pid)
-        inside.ok("pause", "one")
-        os.kill(keeper, signal.SIGKILL)
-        wait_exit(keeper)
-        inside.ok("rm", "--force", "one")
-        wait_exit(live.pid)
-    assert not cgroups_of(live.id)
-
-
-def test_a_damaged_record_does_not_keep_what_v1_froze_from_being_removed(
-    cli: Cli, rootfs: Path
-) -> None:
-    with mount_namespace(COVER, *unified_mounts()) as aside:
-        inside = cli.behind(*aside.enter)
-        live = inside.detach("--rootfs", str(rootfs), "--name", "one", "--", *SLEEP)
-        inside.ok("pause", "one")
-        cli.metadata(live.id).write_text("{")
-        inside.ok("rm", "--force", live.id)
-        wait_exit(live.pid)
-    assert not cgroups_of(live.id)
-
-
-def test_a_host_without_any_freezer_is_refused_with_the_reason(cli: Cli, rootfs: Path) -> None:
-    lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    covered = [f[1] for f in lines if f[2] == "cgroup2" or "freezer" in f[3].split(",")]
-    with mount_namespace(COVER, *covered) as aside:
-        inside = cli.behind(*aside.enter)
-        live = inside.detach("--rootfs", str(rootfs), "--name", "one", "--", *SLEEP)
-        message = inside.refused("pause", "one")
-        assert message == (
-            f"container {live.id} cannot be paused: this host has neither a cgroup v2 hierarchy "
-            "nor the v1 freezer; mount one, and start the container anew"
-        )
-        inside.ok("rm", "--force", "one")
