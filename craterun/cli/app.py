@@ -49,12 +49,16 @@ _COMMANDS = {
     "logs": ("listing:logs", "Print what a container wrote."),
     "inspect": ("listing:inspect", "Print all that is known of containers, as JSON."),
     "events": ("events:events", "Print what happened to containers, or follow what happens."),
+    "stats": ("stats:stats", "Show what containers use, live."),
+    "top": ("top:top", "List the processes in a container."),
     "wait": ("manage:wait", "Wait for containers to end and print their exit codes."),
     "stop": ("manage:stop", "Ask containers to end; kill those that do not."),
     "kill": ("manage:kill", "Send a signal to containers."),
+    "pause": ("manage:pause", "Stop all processes of containers for a while."),
+    "unpause": ("manage:unpause", "Let paused containers go on."),
     "update": ("update:update", "Change the limits of running containers."),
-    "info": ("info:info", "Tell what this host can do for containers, and why not more."),
     "rm": ("manage:rm", "Remove containers with their logs."),
+    "info": ("info:info", "Tell what this host can do for containers, and why not more."),
 }
 for _name, (_target, _help) in _COMMANDS.items():
     app.command(f"craterun.cli.{_target}", name=_name, help=_help)

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from craterun.cli.output import complain, shorten, table
 from craterun.client.local import Observed, observe
 from craterun.core.errors import CraterunError
+from craterun.core.life import State
 from craterun.core.oom import kills_text
 from craterun.core.units import age
 from craterun.state.logs import FILES, INDEX, Stream, read_index
@@ -105,7 +106,10 @@ def inspect(*containers: str) -> int:
 
 def _as_json(store: Store, observed: Observed) -> dict[str, object]:
     fields: dict[str, object] = msgspec.to_builtins(observed.record)
-    fields["status"] = "lost" if observed.lost else fields["status"]
+    if observed.lost:
+        fields["status"] = "lost"
+    elif observed.paused:
+        fields["status"] = State.PAUSED
     fields["running"] = observed.running
     fields["directory"] = store.path(observed.record.id)
     return fields

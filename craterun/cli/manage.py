@@ -1,7 +1,8 @@
-"""wait, stop, kill, rm: commands that change containers which somebody else supervises."""
+"""wait, stop, kill, pause, rm: commands that change containers which somebody else supervises."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -45,7 +46,8 @@ def stop(
     """Ask containers to end, and kill those that have not ended in time. Prints their ids.
 
     A command that runs as PID 1 of its container does not notice a signal that it has no handler
-    for: the kernel protects PID 1. Start it with --init if it should.
+    for: the kernel protects PID 1. Start it with --init if it should. A paused container goes
+    on, to handle the signal.
 
     Parameters
     ----------
@@ -68,6 +70,8 @@ def kill(
 ) -> int:
     """Send a signal to the first process of containers. Prints their ids.
 
+    A paused container dies of SIGKILL; any other signal waits until it goes on.
+
     Parameters
     ----------
     containers
@@ -82,6 +86,43 @@ def kill(
     for text in containers:
         try:
             results.append(local.send_signal(store, text, number))
+        except CraterunError as error:
+            results.append(error)
+    return report(results)
+
+
+def pause(*containers: str) -> int:
+    """Stop all processes of containers, until unpause. Prints their ids.
+
+    A paused container uses no CPU, keeps its memory, and notices no time-out of its own. SIGKILL
+    ends it all the same; stop lets it go on, to end in order; exec is refused.
+
+    Parameters
+    ----------
+    containers
+        Ids, prefixes or names.
+    """
+    return _for_each(containers, local.pause)
+
+
+def unpause(*containers: str) -> int:
+    """Let paused containers go on. Prints their ids.
+
+    Parameters
+    ----------
+    containers
+        Ids, prefixes or names.
+    """
+    return _for_each(containers, local.unpause)
+
+
+def _for_each(containers: tuple[str, ...], action: Callable[[Store, str], str]) -> int:
+    require_some(containers)
+    store = Store(default_root())
+    results: list[str | CraterunError] = []
+    for text in containers:
+        try:
+            results.append(action(store, text))
         except CraterunError as error:
             results.append(error)
     return report(results)

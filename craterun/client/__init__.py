@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import Concatenate, ParamSpec, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -33,6 +34,11 @@ from craterun.linux.fd import Fd
 from craterun.linux.proc import open_process
 from craterun.state.logs import FILES, Stream
 from craterun.state.store import Store, default_root
+
+if TYPE_CHECKING:
+    from craterun.client.usage import StatsMonitor
+    from craterun.core.processes import ProcessInfo
+    from craterun.core.stats import Usage
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -120,6 +126,23 @@ class Client:
         """
         await self._call(local.send_signal, container, number)
 
+    async def pause(self, container: str) -> None:
+        """Stop all processes of the container; returns when the last one has stopped.
+
+        :raises ContainerNotRunningError: it has ended
+        :raises ContainerPausedError: it is paused already
+        :raises UnsupportedHostError: the host cannot freeze it
+        """
+        await self._call(local.pause, container)
+
+    async def unpause(self, container: str) -> None:
+        """Let the processes of a paused container go on.
+
+        :raises ContainerNotRunningError: it has ended
+        :raises ContainerNotPausedError: it is not paused
+        """
+        await self._call(local.unpause, container)
+
     async def stop(self, container: str, *, seconds: float = 10.0, number: int = 15) -> None:
         """Send signal ``number``, and SIGKILL after ``seconds``; returns when it has ended."""
         results = await self._call(local.stop, [container], number, seconds)
@@ -160,6 +183,40 @@ class Client:
         )
         return EventStream(feed, follow=follow)
 
+    async def top(self, container: str) -> Sequence[ProcessInfo]:
+        """The processes in the container, the oldest first.
+
+        :raises ContainerNotRunningError: it has ended
+        """
+        from craterun.client import processes
+
+        return await self._call(processes.top, container)
+
+    @asynccontextmanager
+    async def stats(
+        self, *containers: str, interval: float = 1.0
+    ) -> AsyncIterator[AsyncIterator[Sequence[Usage]]]:
+        """Sample what containers use, at once and then every ``interval`` seconds.
+
+            async with client.stats("worker") as samples:
+                async for sample in samples:
+                    print(sample[0].memory_bytes, sample[0].cpu_percent)
+
+        :param containers: ids, prefixes or names; then the samples end when all of them have ended.
+            None: whatever runs at the time of each sample, without end
+        :raises ContainerNotRunningError: one that was asked for has ended
+        :raises NoSuchContainerError: there is none
+        """
+        from craterun.client.usage import StatsMonitor
+
+        monitor = await self._call(StatsMonitor, containers)
+        try:
+            if monitor.problems:
+                raise monitor.problems[0]
+            yield _samples(monitor, interval)
+        finally:
+            monitor.close()
+
     async def _call(
         self, function: Callable[Concatenate[Store, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
@@ -188,3 +245,14 @@ def _options(spec: Spec) -> list[str]:
     options += ["--init"] if spec.init else []
     options += ["--rm"] if spec.auto_remove else []
     return [*options, "--", *spec.command]
+
+
+async def _samples(monitor: StatsMonitor, interval: float) -> AsyncIterator[Sequence[Usage]]:
+    due = anyio.current_time()
+    while True:
+        sample = await anyio.to_thread.run_sync(monitor.sample)
+        if monitor.finished:
+            return
+        yield sample
+        due = max(due + interval, anyio.current_time())
+        await anyio.sleep_until(due)

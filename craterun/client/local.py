@@ -15,6 +15,7 @@ from contextlib import suppress
 
 import msgspec
 
+from craterun.client import pausing
 from craterun.core.cgroups import possible_paths
 from craterun.core.errors import (
     ContainerNotRunningError,
@@ -43,24 +44,27 @@ class Observed(msgspec.Struct, frozen=True):
 
     :ivar lost: it says created or running, but nobody supervises it and its process is gone:
         supervisor and keeper were killed, or the machine restarted
+    :ivar paused: its processes are stopped; the kernel is asked, since the record belongs to the
+        supervisor, and whoever pauses is another process
     """
 
     record: Record
     lost: bool
+    paused: bool = False
 
     @property
     def running(self) -> bool:
-        """Whether its first process is alive, or about to be."""
+        """Whether its first process is alive, or about to be; a paused one is."""
         return not self.lost and self.record.status is not State.STOPPED
 
     @property
     def status(self) -> str:
-        """As `ps` shows it: ``running``, ``stopped (0)``, ``oom``, ``created``, ``lost``, …"""
+        """As `ps` shows it: ``running``, ``stopped (0)``, ``oom``, ``paused``, ``lost``, …"""
         record = self.record
         if self.lost:
             return "lost"
         if record.status is not State.STOPPED:
-            return str(record.status)
+            return str(State.PAUSED if self.paused else record.status)
         if record.init_oom_killed:
             return "oom"
         return f"stopped ({'?' if record.exit_code is None else record.exit_code})"
@@ -71,7 +75,7 @@ def observe(store: Store, record: Record) -> Observed:
     if record.status is State.STOPPED:
         return Observed(record, lost=False)
     if record.process is not None and is_alive(record.process):
-        return Observed(record, lost=False)
+        return Observed(record, lost=False, paused=pausing.is_paused(record))
     if store.is_locked(record.id):
         # Not started yet, or ended and about to be recorded: for a moment, the record is right.
         return Observed(record, lost=False)
@@ -107,6 +111,8 @@ def send_signal(store: Store, text: str, number: int) -> str:
         raise ContainerNotRunningError(f"container {record.id} is not running") from None
     try:
         _send(store, record, pidfd, number)
+        if number == signal.SIGKILL:
+            pausing.let_die(record)
     except ProcessLookupError:
         raise ContainerNotRunningError(f"container {record.id} is not running") from None
     finally:
@@ -128,6 +134,22 @@ def _send(store: Store, record: Record, pidfd: Fd, number: int) -> None:
     signal.pidfd_send_signal(pidfd.fileno(), number)
 
 
+def pause(store: Store, text: str) -> str:
+    """Stop all processes of a container (`pausing.pause` tells the errors). Returns the id."""
+    record, _ = running_process(store, text)
+    pausing.pause(record)
+    note(store.root, event(EventType.PAUSED, record.id, record.name))
+    return record.id
+
+
+def unpause(store: Store, text: str) -> str:
+    """Let a paused container go on (`pausing.unpause` tells the errors). Returns the id."""
+    record, _ = running_process(store, text)
+    pausing.unpause(record)
+    note(store.root, event(EventType.UNPAUSED, record.id, record.name))
+    return record.id
+
+
 def kill_and_wait(store: Store, record: Record) -> None:
     """SIGKILL the container; return when it is gone and its end is on record.
 
@@ -143,6 +165,7 @@ def kill_and_wait(store: Store, record: Record) -> None:
             try:
                 with suppress(ProcessLookupError):
                     _send(store, record, pidfd, signal.SIGKILL)
+                pausing.let_die(record)
                 _wait_process(pidfd.fileno(), record.process)
             finally:
                 pidfd.close()
@@ -191,6 +214,8 @@ def stop(
 ) -> list[str | CraterunError]:
     """Send ``number`` to all, give them ``seconds`` together, kill the rest.
 
+    A paused container goes on: with the signal, which it could not handle otherwise.
+
     Returns for each its id, or what went wrong with it. One that has ended already counts as
     stopped.
     """
@@ -205,6 +230,8 @@ def stop(
             pidfd = Fd(open_process(record.process))
             stopping[len(results) - 1] = (record, pidfd)
             _send(store, record, pidfd, number)
+            if pausing.wake(record):
+                note(store.root, event(EventType.UNPAUSED, record.id, record.name))
         except ProcessLookupError:
             continue
         except CraterunError as error:
@@ -258,10 +285,11 @@ def remove(store: Store, text: str, *, force: bool) -> str:
             raise
         _remove_damaged(store, container_id)
         return container_id
-    if observe(store, record).running:
+    observed = observe(store, record)
+    if observed.running:
         if not force:
             raise ContainerRunningError(
-                f"container {container_id} is {record.status}; stop it first, or use rm --force"
+                f"container {container_id} is {observed.status}; stop it first, or use rm --force"
             )
         kill_and_wait(store, record)
     store.wait_unsupervised(container_id)

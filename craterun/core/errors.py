@@ -57,6 +57,14 @@ class LimitError(CraterunError):
     """A limit cannot be enforced here, or the kernel refused it; nothing was changed."""
 
 
+class ContainerPausedError(CraterunError):
+    """The operation needs a container whose processes run, and this one's are paused."""
+
+
+class ContainerNotPausedError(CraterunError):
+    """The operation needs a paused container."""
+
+
 class StateError(CraterunError):
     """A file of the state directory cannot be read, written or understood."""
 

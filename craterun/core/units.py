@@ -21,6 +21,7 @@ _ENV_NAME = re.compile(r"[^=\0]+\Z")
 _SIZE = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,20}))?(?:([kmgtp]?)(i?)b?)?\Z", re.IGNORECASE)
 MAX_BYTES = (1 << 63) - 1 - (1 << 16)
 """The largest size: a little less than what the kernel takes for "no limit" with any page size."""
+_BYTE_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 HOSTNAME_MAX = 64
 """Bytes that sethostname(2) takes, ``__NEW_UTS_LEN``."""
 
@@ -181,3 +182,14 @@ def format_bytes(size: int) -> str:
     while size and size % 1024 == 0 and unit < 5:
         size, unit = size // 1024, unit + 1
     return f"{size}{' kmgtp'[unit].strip()}"
+
+
+def short_bytes(number: int) -> str:
+    """``1.50MiB``: three significant digits, in units of 1024."""
+    if number < 1000:
+        return f"{number}B"
+    value, power = number / 1024, 0
+    while value >= 1000 and power < len(_BYTE_UNITS) - 1:
+        value, power = value / 1024, power + 1
+    digits = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{digits}f}{_BYTE_UNITS[power]}"

@@ -64,6 +64,14 @@ def resolve_user(wanted: WantedUser, passwd: str, group: str) -> Identity:
     return Identity(uid=uid, gid=gid, groups=groups, home=home)
 
 
+def user_names(passwd: str) -> dict[int, str]:
+    """Names by uid; of several with one uid the first counts, as in getpwuid(3)."""
+    names: dict[int, str] = {}
+    for fields in _entries(passwd, 7):
+        names.setdefault(int(fields[2]), fields[0])
+    return names
+
+
 def _find(text: str, wanted: str, size: int) -> list[str] | None:
     """The entry named ``wanted``; if it is a number and no name, the one with that id."""
     entries = list(_entries(text, size))

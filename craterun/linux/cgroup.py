@@ -12,6 +12,7 @@ from contextlib import suppress
 from craterun.core.cgroups import PARENT, CgroupPlan, plan_cgroups
 from craterun.core.errors import KernelRefusedError
 from craterun.core.spec import HostFacts, Spec
+from craterun.linux import freezer
 from craterun.linux.proc import parse_cgroup
 
 _ATTEMPTS = 3
@@ -181,6 +182,7 @@ def _kill_process(pid: int, paths: list[str], deadline: float) -> None:
         if not any(pid in processes(path) for path in paths):
             return
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        freezer.release_killed(paths)
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         poll.poll(max(0.0, deadline - time.monotonic()) * 1000)

@@ -19,7 +19,7 @@ import trio
 from craterun.core.errors import ContainerNotRunningError, CraterunError
 from craterun.core.life import ExitStatus, Record, State
 from craterun.core.oom import OomCount
-from craterun.linux import cgroup
+from craterun.linux import cgroup, freezer
 from craterun.linux.fd import Fd
 from craterun.linux.proc import boot_id
 from craterun.state.journal import Told
@@ -143,6 +143,7 @@ class Container:
             self.send_signal(signal.SIGKILL)
         except ContainerNotRunningError:
             return
+        freezer.release_killed(self.record.cgroups)
 
     async def wait_oom(self, kills: int) -> int:
         """Until more than ``kills`` of its processes were killed for want of memory; how many.

@@ -16,14 +16,19 @@ import trio
 
 from craterun.core import hostroot
 from craterun.core.cgroups import CgroupPlan
-from craterun.core.errors import ContainerNotRunningError, CraterunError, LimitError
+from craterun.core.errors import (
+    ContainerNotRunningError,
+    ContainerPausedError,
+    CraterunError,
+    LimitError,
+)
 from craterun.core.failures import explain
 from craterun.core.life import Record, State
 from craterun.core.plan import plan_exec, plan_run
-from craterun.core.spec import HOST_ROOTFS, Identity, RootDirectory, Spec, check_process
+from craterun.core.spec import HOST_ROOTFS, HostFacts, Identity, RootDirectory, Spec, check_process
 from craterun.core.steps import LaunchPlan
 from craterun.core.units import new_id
-from craterun.linux import cgroup, host
+from craterun.linux import cgroup, freezer, host, placement
 from craterun.linux.fd import Fd
 from craterun.linux.proc import open_process
 from craterun.linux.rootfs import check_rootfs, look_up_user
@@ -239,6 +244,7 @@ class Supervisor:
         :param user: default: root
         :raises ContainerNotRunningError: it has ended
         :raises LimitError: the container's limits could not be made to hold for the command
+        :raises ContainerPausedError: it is paused
         """
         services, tasks = self._running()
         with trio.CancelScope(shield=True):
@@ -280,6 +286,7 @@ class Supervisor:
         except ProcessLookupError:
             raise not_running from None
         try:
+            require_unpaused(record, self.facts)
             workdir = workdir if workdir is not None else record.workdir
             check_process(command, env, workdir)
             identity = look_up_user(user, f"/proc/{record.process.pid}/root")
@@ -307,6 +314,18 @@ class Supervisor:
             pidfd.close()
             raise
         return plan, pidfd, record
+
+
+def require_unpaused(record: Record, facts: HostFacts) -> None:
+    """Check that a process born in this container's cgroups would get to run.
+
+    :raises ContainerPausedError: it would be stopped before its first instruction
+    """
+    found = freezer.find(placement.locate(record.id, record.pid, facts.hierarchies))
+    if found is not None and any(found.state()):
+        raise ContainerPausedError(
+            f"container {record.id} is paused; let it go on first: craterun unpause {record.id}"
+        )
 
 
 def _raise_open_files() -> None:

@@ -309,6 +309,15 @@ def read_line(process: subprocess.Popen[bytes]) -> str:
     return line.decode().rstrip("\n")
 
 
+def lines_of(process: subprocess.Popen[bytes]) -> Iterator[str]:
+    """The lines that it writes, as they come."""
+    assert process.stdout is not None
+    rest = b""
+    while data := read_some(process.stdout.fileno()):
+        *lines, rest = (rest + data).split(b"\n")
+        yield from (line.decode() for line in lines)
+
+
 def wait_exit(pid: int) -> None:
     """Until process ``pid`` has ended, whoever its parent is."""
     try:

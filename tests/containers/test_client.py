@@ -11,6 +11,11 @@ import pytest
 
 from craterun import Spec, Stream
 from craterun.client import Client, RunFailedError
+from craterun.core.errors import (
+    ContainerNotPausedError,
+    ContainerPausedError,
+    NoSuchContainerError,
+)
 
 Backend = Callable[[Callable[[], Awaitable[None]]], None]
 
@@ -78,5 +83,54 @@ def test_a_failed_start_says_why(run_in: Backend, state_root: Path, rootfs: Path
         with pytest.raises(RunFailedError, match="'nope' not found") as caught:
             await Client(state_root).run(Spec(command=("nope",), rootfs=str(rootfs)))
         assert caught.value.exit_code == 127
+
+    run_in(main)
+
+
+def test_pause_stats_and_top(run_in: Backend, state_root: Path, rootfs: Path) -> None:
+    async def main() -> None:
+        client = Client(state_root)
+        spec = Spec(command=("sh", "-c", "while :; do :; done"), rootfs=str(rootfs), name="hog")
+        container = await client.run(spec)
+        try:
+            (process,) = await client.top("hog")
+            assert (process.pid, process.command) == (1, spec.command)
+            async with client.stats("hog", interval=0.1) as samples:
+                first, second = await anext(samples), await anext(samples)
+            assert first[0].cpu_percent is None
+            assert second[0].cpu_percent is not None
+            assert second[0].cpu_percent > 0
+            await client.pause("hog")
+            assert (await client.inspect("hog")).status == "paused"
+            with pytest.raises(ContainerPausedError):
+                await client.pause("hog")
+            await client.unpause("hog")
+            with pytest.raises(ContainerNotPausedError):
+                await client.unpause("hog")
+            with pytest.raises(NoSuchContainerError):
+                async with client.stats("nobody"):
+                    pass
+        finally:
+            await client.remove(container, force=True)
+
+    run_in(main)
+
+
+def test_samples_of_named_containers_end_with_them(
+    run_in: Backend, state_root: Path, rootfs: Path
+) -> None:
+    async def main() -> None:
+        client = Client(state_root)
+        container = await client.run(Spec(command=("sleep", "1000"), rootfs=str(rootfs)))
+        seen = 0
+        async with client.stats(container, interval=0.1) as samples:
+            async for sample in samples:
+                assert [usage.id for usage in sample] == [container]
+                if not seen:
+                    await client.kill(container)
+                seen += 1
+        assert seen
+        await client.wait(container)
+        await client.remove(container)
 
     run_in(main)

@@ -119,3 +119,20 @@ def test_the_hosts_programs_cannot_be_changed(as_user: RunAs) -> None:
     result = as_user("craterun run --attach -- sh -c 'touch /usr/x; mount -o remount,rw /usr'")
     assert result.returncode != 0
     assert b"Read-only file system" in result.stderr
+
+
+def test_without_cgroups_top_works_stats_has_dashes_and_pause_says_why(as_user: RunAs) -> None:
+    result = as_user(
+        "craterun run -d --name bg -- sleep 1000 >/dev/null; craterun top bg; "
+        "craterun stats --no-stream --interval 0; craterun pause bg; echo $?; "
+        "craterun ps --running | grep -c running; craterun rm -f bg >/dev/null"
+    )
+    lines = result.stdout.decode().splitlines()
+    assert lines[1].split()[:1] == ["1"]
+    assert lines[1].split()[2:4] == ["root", "S"]
+    assert lines[1].endswith("sleep 1000")
+    assert lines[3].split() == ["bg", *["-"] * 10]
+    assert lines[4:] == ["125", "1"]
+    assert b"cannot be paused: no cgroup hierarchy" in result.stderr
+    assert result.stderr.endswith(b"run craterun as root\n")
+    assert result.stderr.count(b"\n") == 1

@@ -29,9 +29,10 @@ def facts() -> Iterator[HostFacts]:
     """The host, with hierarchies that begin at a directory of this test's own."""
     mine = f"craterun-test-{new_id()}"
     found: list[Hierarchy] = []
+    used = plan_cgroups("x", REAL).paths
     for real in REAL.hierarchies:
         here = f"{real.mountpoint}/{mine}"
-        if any(path.startswith(f"{real.top}/") for path in plan_cgroups("x", REAL).paths):
+        if any(path.startswith(f"{real.top}/") for path in used):
             os.mkdir(here)
             found.append(msgspec.structs.replace(real, mountpoint=here))
     yield msgspec.structs.replace(REAL, hierarchies=tuple(found))

@@ -32,7 +32,7 @@ def test_a_hybrid_host_gives_one_in_each_hierarchy_that_accounts() -> None:
 
 
 def test_a_hierarchy_that_accounts_nothing_is_left_alone() -> None:
-    for controller in ("devices", "freezer", "cpuset", "blkio"):
+    for controller in ("devices", "cpuset", "blkio"):
         hierarchy = Hierarchy(1, (controller,), "/x")
         plan = plan_cgroups(ID, make_host(hierarchies=(hierarchy, UNIFIED)))
         assert (plan.legacy, plan.writes, plan.cpusets) == ((), (), ())
@@ -165,3 +165,9 @@ def test_of_a_record_only_plausible_paths_are_believed() -> None:
         f"{MEMORY.mountpoint}/system.slice",
     )
     assert possible_paths(ID, host, recorded) == (f"{MEMORY.mountpoint}/{PARENT}/{ID}", good)
+
+
+def test_the_v1_freezer_is_used_only_where_no_v2_hierarchy_can_freeze() -> None:
+    freezer = Hierarchy(1, ("freezer",), "/f")
+    assert plan_cgroups(ID, make_host(hierarchies=(freezer,))).paths == (f"/f/craterun/{ID}",)
+    assert plan_cgroups(ID, make_host(hierarchies=(freezer, UNIFIED))).legacy == ()

@@ -120,6 +120,16 @@ def test_the_version_is_told_without_importing_what_commands_need() -> None:
     assert not modules & {"cyclopts", "trio", "msgspec", "anyio", "craterun.cli.app"}
 
 
+def test_commands_that_only_look_start_no_event_loop() -> None:
+    commands = ("listing", "manage", "stats", "top")
+    code = f"sys.path.insert(0, {str(ROOT)!r})\nimport " + ", ".join(
+        f"craterun.cli.{name}" for name in commands
+    )
+    modules = loaded(code)
+    assert "craterun.client.local" in modules
+    assert not modules & {"trio", "asyncio", "craterun.keeper.spawn", "craterun.supervisor.main"}
+
+
 def test_importing_the_package_imports_nothing_else() -> None:
     modules = loaded(f"sys.path.insert(0, {str(ROOT)!r}); import craterun", "-S")
     assert {name for name in modules if name.startswith("craterun")} == {"craterun"}
