@@ -9,6 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from craterun.cli.window import DEFAULT_WINDOW, default_term, our_window
 from craterun.core.errors import CraterunError, UsageError
 from craterun.core.spec import HOST_ROOTFS, Spec
 from craterun.core.units import parse_env, parse_env_file
@@ -25,6 +26,7 @@ def run(
     workdir: Annotated[str, Parameter(name=["--workdir", "-w"])] = "/",
     user: Annotated[str | None, Parameter(name=["--user", "-u"])] = None,
     interactive: Annotated[bool, Parameter(name=["--interactive", "-i"])] = False,
+    tty: Annotated[bool, Parameter(name=["--tty", "-t"])] = False,
     attach: Annotated[bool, Parameter(name=["--attach", "-a"])] = False,
     detach: Annotated[bool, Parameter(name=["--detach", "-d"])] = False,
     rm: bool = False,
@@ -58,6 +60,9 @@ def run(
         NAME or UID, optionally :GROUP or :GID, as in the container's /etc/passwd.
     interactive
         Give the command our standard input; without it, it reads /dev/null.
+    tty
+        Give the command a terminal, and show it on ours (unless --detach). With --interactive, ours
+        is in raw mode meanwhile: every key goes to the command, Ctrl-C and Ctrl-Z as well.
     attach
         Copy the command's stdout and stderr to ours while it runs. They are logged all the same.
     detach
@@ -73,15 +78,18 @@ def run(
         raise UsageError("--attach and --detach exclude each other")
     if interactive and detach:
         raise UsageError("--interactive needs a container in the foreground, so no --detach")
+    variables = _environment(env or [], env_file or [])
     spec = Spec(
         command=command,
         rootfs=rootfs,
         name=name,
         hostname=hostname,
-        env=_environment(env or [], env_file or []),
+        env=default_term(variables) if tty else variables,
         workdir=workdir,
         user=user,
         interactive=interactive,
+        terminal=tty,
+        window=our_window() if tty else DEFAULT_WINDOW,
         init=init,
         auto_remove=rm,
     )
@@ -98,7 +106,7 @@ def run(
             cid.write(container_id)
             print(container_id)
             return 0
-        return _run_in_foreground(spec, root, cid, attach=attach)
+        return _run_in_foreground(spec, root, cid, attach=attach or tty)
 
 
 def _run_in_foreground(spec: Spec, root: str, cid: _CidFile, *, attach: bool) -> int:

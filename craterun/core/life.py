@@ -95,6 +95,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     user: str | None
     hostname: str
     interactive: bool
+    terminal: bool = False
     init: bool
     auto_remove: bool
     created: Instant

@@ -51,13 +51,16 @@ def assemble(
     stdin: bool,
     owner: int,
     join: bool = False,
+    terminal: bool = False,
 ) -> s.LaunchPlan:
     """The plan of ``groups``: a tuple is a group that other plans have as well, one and the same
     object, and is assembled only once; a list is this plan's own.
 
     :param join: the child finds the pidfd of the container to join on `opcodes.JOIN_FD`
+    :param terminal: it finds the socket to pass a terminal out by on the descriptor after that
     """
-    slots: Slots = {"join": op.JOIN_FD} if join else {}
+    given = (*(("join",) if join else ()), *(("terminal",) if terminal else ()))
+    slots: Slots = {name: number for number, name in enumerate(given, op.JOIN_FD)}
     parts = []
     for group in groups:
         if isinstance(group, tuple):
@@ -67,7 +70,7 @@ def assemble(
             slots = assembler.slots
             part = s.Part(tuple(group), tuple(assembler.calls), tuple(assembler.origins))
         parts.append(part)
-    return s.LaunchPlan(tuple(parts), clone_flags, cgroup, stdin, owner)
+    return s.LaunchPlan(tuple(parts), clone_flags, cgroup, stdin, owner, terminal)
 
 
 def _assemble_once(group: tuple[s.Step, ...], slots: Slots) -> tuple[s.Part, Slots]:
@@ -327,6 +330,11 @@ def _(a: Assembler, step: s.LoopbackUp) -> None:
 @_assembles(s.SessionKeyring)
 def _(a: Assembler, step: s.SessionKeyring) -> None:
     a.special("session_keyring")
+
+
+@_assembles(s.OpenTerminal)
+def _(a: Assembler, step: s.OpenTerminal) -> None:
+    a.special("open_terminal", a.slots.pop("terminal"), step.owner, step.size)
 
 
 @_assembles(s.NullInput)

@@ -229,6 +229,7 @@ class Supervisor:
         workdir: str | None = None,
         user: str | None = None,
         stdin: bool = False,
+        window: tuple[int, int] | None = None,
     ) -> Execution:
         """Run a further command in a running container, whoever supervises that.
 
@@ -236,12 +237,13 @@ class Supervisor:
         :param env: added to the container's own
         :param workdir: default: the container's own
         :param user: default: root
+        :param window: (rows, columns) of a terminal to get instead of pipes
         :raises ContainerNotRunningError: it has ended
         """
         services, tasks = self._running()
         with trio.CancelScope(shield=True):
             plan, pidfd = await trio.to_thread.run_sync(
-                self._prepare_exec, container_id, command, env or {}, workdir, user, stdin
+                self._prepare_exec, container_id, command, env or {}, workdir, user, stdin, window
             )
             try:
                 launched = await services.link.launch(plan, join=pidfd.fileno())
@@ -263,6 +265,7 @@ class Supervisor:
         workdir: str | None,
         user: str | None,
         stdin: bool,
+        window: tuple[int, int] | None,
     ) -> tuple[LaunchPlan, Fd]:
         container_id = self.store.resolve(text)
         # Of our own containers we know more than their files, which lag behind for a moment.
@@ -290,6 +293,7 @@ class Supervisor:
                 identity=identity,
                 cgroups=cgroup.of_process(record.process.pid, self.facts),
                 stdin=stdin,
+                window=window,
                 join_user=not same_user_namespace(record.process.pid),
             )
         except (ProcessLookupError, FileNotFoundError):
@@ -347,6 +351,7 @@ def _first_record(
         user=None if spec.user is None else _as_text(spec.user),
         hostname=hostname,
         interactive=spec.interactive,
+        terminal=spec.terminal,
         init=spec.init,
         auto_remove=spec.auto_remove,
         created=datetime.now(UTC),
