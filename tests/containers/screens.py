@@ -24,7 +24,7 @@ class Window:
     def __init__(self, rows: int = 24, columns: int = 80) -> None:
         self.master, self.side = os.openpty()
         self._screen = pyte.Screen(columns, rows)
-        self._screen.write_process_input = self._answer
+        self._screen.write_process_input = self._answer  # type: ignore[method-assign,assignment]
         self._stream = pyte.ByteStream(self._screen)
         self.received = bytearray()
         self.process: subprocess.Popen[bytes] | None = None
