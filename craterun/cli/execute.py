@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from craterun.cli.window import default_term, our_window
 from craterun.core.units import parse_env
 from craterun.state.store import default_root
 
@@ -18,6 +19,7 @@ def execute(
     workdir: Annotated[str | None, Parameter(name=["--workdir", "-w"])] = None,
     user: Annotated[str | None, Parameter(name=["--user", "-u"])] = None,
     interactive: Annotated[bool, Parameter(name=["--interactive", "-i"])] = False,
+    tty: Annotated[bool, Parameter(name=["--tty", "-t"])] = False,
 ) -> int:
     """Run a further command in a running container, and exit with its exit code.
 
@@ -38,6 +40,9 @@ def execute(
         NAME or UID, optionally :GROUP or :GID, as in the container's /etc/passwd; default: root.
     interactive
         Give the command our standard input; without it, it reads /dev/null.
+    tty
+        Give the command a terminal, and show it on ours. With --interactive, ours is in raw mode
+        meanwhile: every key goes to the command.
     """
     variables = dict(parse_env(entry) for entry in env or [])
     from craterun.keeper.spawn import spawn_keeper
@@ -57,10 +62,11 @@ def execute(
             command,
             default_root(),
             keeper,
-            env=variables,
+            env=default_term(variables) if tty else variables,
             workdir=workdir,
             user=user,
             stdin=interactive,
+            window=our_window() if tty else None,
         )
 
     return trio.run(main)

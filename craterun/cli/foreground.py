@@ -6,13 +6,14 @@ import logging
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Protocol
 
 import trio
 
 from craterun.cli.output import complain
 from craterun.cli.streams import OutputSink, copy_output, feed_input
+from craterun.cli.terminal import shown
 from craterun.core.errors import ContainerNotRunningError
 from craterun.core.life import ExitStatus
 from craterun.core.oom import final_text, live_text
@@ -21,6 +22,7 @@ from craterun.core.units import signal_name
 from craterun.keeper.spawn import SpawnedKeeper
 from craterun.state.logs import Stream
 from craterun.supervisor.container import Container
+from craterun.supervisor.execution import Execution
 from craterun.supervisor.link import KeeperLink
 from craterun.supervisor.main import Supervisor
 
@@ -65,8 +67,12 @@ async def run_container(
             if not attach:
                 await container.recorded()
             started(container)
-            async with forwarding(signals, container, "container"), trio.open_nursery() as streams:
-                if spec.interactive:
+            async with (
+                forwarding(signals, container, "container"),
+                _terminal(container, spec.terminal and attach, typing=spec.interactive),
+                trio.open_nursery() as streams,
+            ):
+                if spec.interactive and not spec.terminal:
                     streams.start_soon(feed_input, container.stdin)
                 if tell_oom:
                     streams.start_soon(_tell_oom, container)
@@ -83,6 +89,15 @@ async def run_container(
     if container.record.error:
         complain(f"container {container.id}: {container.record.error}")
     return exit_code(status)
+
+
+def _terminal(
+    process: Container | Execution, wanted: bool, *, typing: bool
+) -> AbstractAsyncContextManager[None]:
+    """Show the terminal of ``process`` on ours, if that is ``wanted``."""
+    if not wanted:
+        return nullcontext()
+    return shown(process.resize, process.stdin if typing else None)
 
 
 def _heeded() -> list[signal.Signals]:
@@ -174,12 +189,13 @@ async def exec_command(
     workdir: str | None,
     user: str | None,
     stdin: bool,
+    window: tuple[int, int] | None = None,
 ) -> int:
     """Run ``command`` in a running container, stay until its end, and return the exit code."""
     with trio.open_signal_receiver(*_heeded()) as signals:
         async with Supervisor(root, link=KeeperLink(*keeper)) as supervisor:
             execution = await supervisor.execute(
-                container, command, env=env, workdir=workdir, user=user, stdin=stdin
+                container, command, env=env, workdir=workdir, user=user, stdin=stdin, window=window
             )
 
             async def copy(stream: Stream) -> None:
@@ -192,11 +208,15 @@ async def exec_command(
                 finally:
                     sink.close()
 
-            async with forwarding(signals, execution, "command"), trio.open_nursery() as streams:
-                if stdin:
+            async with (
+                forwarding(signals, execution, "command"),
+                _terminal(execution, window is not None, typing=stdin),
+                trio.open_nursery() as streams,
+            ):
+                if stdin and window is None:
                     streams.start_soon(feed_input, execution.stdin)
                 async with trio.open_nursery() as copies:
-                    for stream in Stream:
+                    for stream in execution.streams:
                         copies.start_soon(copy, stream)
                 await execution.wait()
                 streams.cancel_scope.cancel()

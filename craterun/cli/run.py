@@ -10,6 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from craterun.cli.limits import LimitOptions
+from craterun.cli.window import DEFAULT_WINDOW, default_term, our_window
 from craterun.core.errors import CraterunError, UsageError
 from craterun.core.limits import Limits
 from craterun.core.spec import HOST_ROOTFS, Spec
@@ -27,6 +28,7 @@ def run(
     workdir: Annotated[str, Parameter(name=["--workdir", "-w"])] = "/",
     user: Annotated[str | None, Parameter(name=["--user", "-u"])] = None,
     interactive: Annotated[bool, Parameter(name=["--interactive", "-i"])] = False,
+    tty: Annotated[bool, Parameter(name=["--tty", "-t"])] = False,
     attach: Annotated[bool, Parameter(name=["--attach", "-a"])] = False,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
     detach: Annotated[bool, Parameter(name=["--detach", "-d"])] = False,
@@ -64,6 +66,9 @@ def run(
         NAME or UID, optionally :GROUP or :GID, as in the container's /etc/passwd.
     interactive
         Give the command our standard input; without it, it reads /dev/null.
+    tty
+        Give the command a terminal, and show it on ours (unless --detach). With --interactive, ours
+        is in raw mode meanwhile: every key goes to the command, Ctrl-C and Ctrl-Z as well.
     attach
         Copy the command's stdout and stderr to ours while it runs. They are logged all the same.
     quiet
@@ -90,15 +95,18 @@ def run(
     if limits is not None and limits.cpu is not None and command and command[0].isdigit():
         # Unquoted, the period is taken for the command's name.
         raise UsageError(f"--cpu takes one argument: --cpu '{limits.cpu} {command[0]}'")
+    variables = _environment(env or [], env_file or [])
     spec = Spec(
         command=command,
         rootfs=rootfs,
         name=name,
         hostname=hostname,
-        env=_environment(env or [], env_file or []),
+        env=default_term(variables) if tty else variables,
         workdir=workdir,
         user=user,
         interactive=interactive,
+        terminal=tty,
+        window=our_window() if tty else DEFAULT_WINDOW,
         init=init,
         auto_remove=rm,
         limits=limits.parse() if limits is not None else Limits(),
@@ -118,7 +126,7 @@ def run(
             cid.write(container_id)
             print(container_id)
             return 0
-        return _run_in_foreground(spec, root, cid, attach=attach, quiet=quiet)
+        return _run_in_foreground(spec, root, cid, attach=attach or tty, quiet=quiet)
 
 
 def _run_in_foreground(spec: Spec, root: str, cid: _CidFile, *, attach: bool, quiet: bool) -> int:

@@ -112,7 +112,7 @@ async def feed_input(target: Fd) -> None:
     async with trio.lowlevel.FdStream(target.take()) as stream:
         while True:
             try:
-                data = await _read_stdin()
+                data = await read_stdin()
                 if not data:
                     return
                 await stream.send_all(data)
@@ -120,7 +120,8 @@ async def feed_input(target: Fd) -> None:
                 return  # our stdin is closed or gone; or the container reads no more
 
 
-async def _read_stdin() -> bytes:
+async def read_stdin() -> bytes:
+    """The next bytes of our stdin; b"" at its end."""
     try:
         # Where this works, the read that follows does not block; where the kernel says EPERM, it is
         # a regular file, which is always readable.

@@ -242,6 +242,7 @@ def _options(spec: Spec) -> list[str]:
         options.append(f"--cgroup-parent={spec.cgroup_parent}")
     if spec.oom_score_adj is not None:
         options.append(f"--oom-score-adj={spec.oom_score_adj}")
+    options += ["--tty"] if spec.terminal else []
     options += ["--init"] if spec.init else []
     options += ["--rm"] if spec.auto_remove else []
     return [*options, "--", *spec.command]

@@ -84,6 +84,10 @@ def explain(plan: s.LaunchPlan, number: int, errno: int, evidence: bytes) -> Cra
 
 
 def _hint(failed: s.Step, errno: int) -> str:
+    if errno == e.EACCES and isinstance(failed, s.SetOomScore):
+        return (
+            "it takes CAP_SYS_RESOURCE to go below the value that craterun itself was started with"
+        )
     if errno == e.EPERM:
         return "the process lacks a capability, or a security module forbids it"
     if errno == e.EINVAL and isinstance(failed, s.Credentials):

@@ -101,6 +101,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     user: str | None
     hostname: str
     interactive: bool
+    terminal: bool = False
     init: bool
     auto_remove: bool
     created: Instant
@@ -116,6 +117,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     oom_last: Instant | None = None
     init_oom_killed: bool | None = False
     limits: dict[str, str] = {}
+    oom_score_adj: int | None = None
     cgroups: tuple[str, ...] = ()
     error: str | None = None
 

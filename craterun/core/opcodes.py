@@ -25,8 +25,8 @@ CALLS: Final = (
 From 424 on, the numbers are the same on all architectures (<asm-generic/unistd.h>, since 2019).
 """
 SPECIAL: Final = (
-    "check_directory", "check_inside", "execute", "fork_inside", "joined_null", "session_keyring",
-    "start_init",
+    "check_directory", "check_inside", "execute", "fork_inside", "joined_null", "open_terminal",
+    "session_keyring", "start_init",
 )  # fmt: skip
 """What the child does that is more than one system call; `keeper.child` has the functions."""
 
@@ -34,7 +34,9 @@ SPECIAL: Final = (
 ERROR_FD: Final = 3
 """The error pipe."""
 JOIN_FD: Final = 4
-"""The pidfd of the container to join. Steps open what they need from here on, or from 5 on."""
+"""The pidfd of the container to join, if there is one. Next is the socket that a terminal is passed
+out by, if there is to be one; what the steps open follows.
+"""
 
 # --- descriptors that steps hand to each other within the child ------------------------------
 SLOT_ROOT: Final = 0

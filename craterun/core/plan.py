@@ -7,6 +7,7 @@ assembled once (`core.program`); a list is what is particular to one.
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Sequence
 from functools import cache, lru_cache
 
@@ -45,6 +46,8 @@ def plan_run(
     """
     legacy = [os.fsencode(f"{path}/tasks") for path in cgroups.legacy]
     groups: list[Sequence[s.Step]] = [_FIRST]
+    if spec.oom_score_adj is not None:
+        groups.append([s.SetOomScore(spec.oom_score_adj)])
     if root is None:
         groups += [hostroot.create_steps(host), hostroot.etc_steps(hostname)]
         groups += [hostroot.bind_steps(host), mounts.scratch_steps()]
@@ -53,16 +56,18 @@ def plan_run(
     groups.append(mounts.kernel_filesystem_steps())
     groups.append(mounts.device_steps(bind_devices=host.user_namespace))
     groups.append(mounts.protection_steps())
+    terminal = [_terminal(identity, spec.window)] if spec.terminal else []
     groups.append([
         *(s.OpenCgroup(number, path) for number, path in enumerate(legacy)),
         s.PivotRoot(),
         s.SetHostname(hostname.encode()),
         s.LoopbackUp(),
         s.SessionKeyring(),
+        *terminal,
         *(s.EnterCgroup(number, path) for number, path in enumerate(legacy)),
         s.Unshare(f.CLONE_NEWCGROUP),
     ])  # fmt: skip
-    if not spec.interactive:
+    if not spec.interactive and not spec.terminal:
         groups.append(_NULL_INPUT)
     mapped = host.user_namespace
     groups.append(_become(identity, spec.capabilities, host.last_capability, mapped=mapped))
@@ -75,8 +80,9 @@ def plan_run(
         groups,
         clone_flags=RUN_NAMESPACES,
         cgroup=os.fsencode(cgroups.unified or ""),
-        stdin=spec.interactive,
+        stdin=spec.interactive and not spec.terminal,
         owner=identity.uid,
+        terminal=spec.terminal,
     )
 
 
@@ -90,20 +96,28 @@ def plan_exec(
     identity: Identity,
     cgroups: CgroupPlan,
     stdin: bool,
+    window: tuple[int, int] | None = None,
+    oom_score_adj: int | None = None,
     join_user: bool = False,
     capabilities: tuple[str, ...] = DEFAULT_CAPABILITIES,
 ) -> s.LaunchPlan:
     """The plan of a further process in a running container, whose pidfd goes with the request.
 
+    :param window: (rows, columns) of a terminal to get instead of pipes
     :param join_user: the container has a user namespace of its own, in which we become root
     """
     flags = JOIN_NAMESPACES | (f.CLONE_NEWUSER if join_user else 0)
     legacy = [os.fsencode(f"{path}/tasks") for path in cgroups.legacy]
     first: list[s.Step] = [s.SetSession()]
+    if oom_score_adj is not None:
+        first.append(s.SetOomScore(oom_score_adj))
     for number, path in enumerate(legacy):
         first += [s.OpenCgroup(number, path), s.EnterCgroup(number, path)]
     first += [s.SessionKeyring(), s.JoinNamespaces(flags), s.ForkInside()]
-    if not stdin:
+    if window is not None:
+        # Once more: only the leader of a session can get a controlling terminal (tty_ioctl(4)).
+        first += [s.SetSession(), _terminal(identity, window)]
+    elif not stdin:
         first.append(s.NullInput(ours=False))
     mapped = join_user or host.user_namespace
     return assemble(
@@ -118,9 +132,10 @@ def plan_exec(
         ],
         clone_flags=0,
         cgroup=os.fsencode(cgroups.unified or ""),
-        stdin=stdin,
+        stdin=stdin and window is None,
         owner=identity.uid,
         join=True,
+        terminal=window is not None,
     )
 
 
@@ -143,6 +158,10 @@ def command_candidates(program: str, path: str, workdir: str) -> tuple[str, ...]
     if "/" in program:
         return (program,)
     return tuple(f"{directory or '.'}/{program}" for directory in path.split(":"))
+
+
+def _terminal(identity: Identity, window: tuple[int, int]) -> s.Step:
+    return s.OpenTerminal(identity.uid, struct.pack("HHHH", *window, 0, 0))
 
 
 @cache

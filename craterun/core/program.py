@@ -51,13 +51,16 @@ def assemble(
     stdin: bool,
     owner: int,
     join: bool = False,
+    terminal: bool = False,
 ) -> s.LaunchPlan:
     """The plan of ``groups``: a tuple is a group that other plans have as well, one and the same
     object, and is assembled only once; a list is this plan's own.
 
     :param join: the child finds the pidfd of the container to join on `opcodes.JOIN_FD`
+    :param terminal: it finds the socket to pass a terminal out by on the descriptor after that
     """
-    slots: Slots = {"join": op.JOIN_FD} if join else {}
+    given = (*(("join",) if join else ()), *(("terminal",) if terminal else ()))
+    slots: Slots = {name: number for number, name in enumerate(given, op.JOIN_FD)}
     parts = []
     for group in groups:
         if isinstance(group, tuple):
@@ -67,7 +70,7 @@ def assemble(
             slots = assembler.slots
             part = s.Part(tuple(group), tuple(assembler.calls), tuple(assembler.origins))
         parts.append(part)
-    return s.LaunchPlan(tuple(parts), clone_flags, cgroup, stdin, owner)
+    return s.LaunchPlan(tuple(parts), clone_flags, cgroup, stdin, owner, terminal)
 
 
 def _assemble_once(group: tuple[s.Step, ...], slots: Slots) -> tuple[s.Part, Slots]:
@@ -196,6 +199,15 @@ def _(a: Assembler, step: s.Unshare) -> None:
 @_assembles(s.PrivateMounts)
 def _(a: Assembler, step: s.PrivateMounts) -> None:
     a.call("mount", None, b"/", None, f.MS_REC | f.MS_PRIVATE, None)
+
+
+@_assembles(s.SetOomScore)
+def _(a: Assembler, step: s.SetOomScore) -> None:
+    path = b"/proc/self/oom_score_adj"
+    file = a.open("file", "openat", f.AT_FDCWD, path, os.O_WRONLY | os.O_CLOEXEC)
+    text = str(step.value).encode()
+    a.call("write", file, text, len(text), wanted=len(text))
+    a.close("file")
 
 
 @_assembles(s.CloneTree)
@@ -327,6 +339,11 @@ def _(a: Assembler, step: s.LoopbackUp) -> None:
 @_assembles(s.SessionKeyring)
 def _(a: Assembler, step: s.SessionKeyring) -> None:
     a.special("session_keyring")
+
+
+@_assembles(s.OpenTerminal)
+def _(a: Assembler, step: s.OpenTerminal) -> None:
+    a.special("open_terminal", a.slots.pop("terminal"), step.owner, step.size)
 
 
 @_assembles(s.NullInput)

@@ -32,6 +32,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     :ivar workdir: an absolute directory inside
     :ivar user: ``NAME|UID[:GROUP|GID]``, looked up in the container's own /etc/passwd
     :ivar interactive: give the container an input pipe; without it stdin is /dev/null
+    :ivar terminal: a terminal instead of pipes for the three standard streams; all output is one
+        stream then, logged as stdout, and ``interactive`` is not needed to write to it
+    :ivar window: (rows, columns) of the terminal at the start
     :ivar init: run a minimal init as PID 1, which reaps orphans and forwards signals
     :ivar auto_remove: remove all state when the container has ended
     :ivar capabilities: what root keeps inside, names without ``CAP_``
@@ -49,6 +52,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     workdir: str = "/"
     user: str | None = None
     interactive: bool = False
+    terminal: bool = False
+    window: tuple[int, int] = (24, 80)
     init: bool = False
     auto_remove: bool = False
     capabilities: tuple[str, ...] = DEFAULT_CAPABILITIES
@@ -62,6 +67,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             parse_name(self.name)
         if self.hostname is not None:
             parse_hostname(self.hostname)
+        check_window(self.window)
         for capability in self.capabilities:
             if capability not in CAPABILITIES:
                 raise UsageError(f"unknown capability {printable(capability)!r}: write NET_ADMIN")
@@ -71,6 +77,12 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if self.oom_score_adj is not None and not -1000 <= self.oom_score_adj <= 1000:
             raise UsageError(f"--oom-score-adj {self.oom_score_adj} is not within -1000 and 1000")
         check_process(self.command, self.env, self.workdir)
+
+
+def check_window(window: tuple[int, int]) -> None:
+    """(rows, columns) as ``struct winsize`` can hold them."""
+    if not all(0 <= size < 65536 for size in window):
+        raise UsageError(f"a window of {window[0]} rows and {window[1]} columns is none")
 
 
 def check_process(command: tuple[str, ...], env: dict[str, str], workdir: str) -> None:

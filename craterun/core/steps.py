@@ -89,6 +89,18 @@ class PrivateMounts(Step, frozen=True):
         return "/"
 
 
+class SetOomScore(Step, frozen=True):
+    """Write /proc/self/oom_score_adj (proc(5)): how willingly the OOM killer takes this process."""
+
+    value: int
+
+    def doing(self) -> str:
+        return f"set oom_score_adj to {self.value}"
+
+    def target(self) -> str:
+        return "/proc/self/oom_score_adj"
+
+
 class CloneTree(Step, frozen=True):
     """open_tree(2) with OPEN_TREE_CLONE into ``slot``, then ``attributes`` on all of it.
 
@@ -297,6 +309,24 @@ class SessionKeyring(Step, frozen=True):
         return "create a session keyring"
 
 
+class OpenTerminal(Step, frozen=True):
+    """A new pseudoterminal of the container's own devpts, on all three standard streams, as the
+    controlling terminal of the session (pty(7), ioctl_tty(2)). Its other side goes to the keeper.
+
+    :ivar owner: uid that the terminal belongs to; its group stays devpts's, tty
+    :ivar size: ``struct winsize``, known before the command starts
+    """
+
+    owner: int
+    size: bytes
+
+    def doing(self) -> str:
+        return "open a terminal"
+
+    def target(self) -> str:
+        return "/dev/pts/ptmx"
+
+
 class NullInput(Step, frozen=True):
     """Standard input of a process without an input pipe: the /dev/null that we made ourselves.
 
@@ -412,6 +442,7 @@ class LaunchPlan(msgspec.Struct, frozen=True):
     :ivar cgroup: version 2 cgroup that the child is born in, or b""
     :ivar stdin: whether the process gets an input pipe
     :ivar owner: uid that owns the output pipes, so that the process can reopen /dev/stdout
+    :ivar terminal: whether it gets a terminal instead of pipes
     """
 
     parts: tuple[Part, ...]
@@ -419,6 +450,7 @@ class LaunchPlan(msgspec.Struct, frozen=True):
     cgroup: bytes
     stdin: bool
     owner: int
+    terminal: bool = False
 
     @property
     def steps(self) -> tuple[Step, ...]:

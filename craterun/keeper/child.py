@@ -10,9 +10,11 @@ End-of-file on that pipe without a record means that execve succeeded, since it 
 from __future__ import annotations
 
 import _signal
+import _socket
 import os
 import resource
 import sys
+from fcntl import ioctl
 
 from craterun.core import flags as f
 from craterun.core import opcodes as op
@@ -28,28 +30,30 @@ LOWEST_FD = 16
 
 _EVIDENCE_BYTES = 256
 _EXIT_SETUP_FAILED = 125
+_TIOCSCTTY = 0x540E
+_TIOCSWINSZ = 0x5414
+_TIOCSPTLCK = 0x40045431
+_TIOCGPTPEER = 0x5441
 
 
 def opening(
-    streams: tuple[int, int, int], error: int, join: int, open_files: tuple[int, int]
+    streams: tuple[int, int, int], error: int, given: tuple[int, ...], open_files: tuple[int, int]
 ) -> tuple[Any, ...]:
     """The first calls of a child: it keeps what is its own, where programs expect it, and inherits
     nothing else of the keeper's.
 
-    :param streams: the pipes' ends for descriptors 0, 1 and 2; the first may be -1
+    :param streams: the pipes' ends for descriptors 0, 1 and 2, or -1
     :param error: write end of the error pipe
-    :param join: pidfd of the container to join, or -1
+    :param given: what else the plan expects, from `opcodes.JOIN_FD` on
     :param open_files: RLIMIT_NOFILE of the process to be
     """
     limits = b"".join(number.to_bytes(8, sys.byteorder, signed=True) for number in open_files)
-    stdin, stdout, stderr = streams
+    connect: list[Any] = [(_DUP2, (fd, n), n, None) for n, fd in enumerate(streams) if fd >= 0]
+    for number, fd in enumerate((error, *given), op.ERROR_FD):
+        connect.append((_DUP3, (fd, number, os.O_CLOEXEC), number, None))
     return (
-        *(((_DUP2, (stdin, 0), 0, None),) if stdin >= 0 else ()),
-        (_DUP2, (stdout, 1), 1, None),
-        (_DUP2, (stderr, 2), 2, None),
-        (_DUP3, (error, op.ERROR_FD, os.O_CLOEXEC), op.ERROR_FD, None),
-        *(((_DUP3, (join, op.JOIN_FD, os.O_CLOEXEC), op.JOIN_FD, None),) if join >= 0 else ()),
-        (_SYSCALL, (_NR_CLOSE_RANGE, op.JOIN_FD + (join >= 0), -1, 0), 0, None),
+        *connect,
+        (_SYSCALL, (_NR_CLOSE_RANGE, op.JOIN_FD + len(given), -1, 0), 0, None),
         (_SETRLIMIT, (resource.RLIMIT_NOFILE, limits), 0, None),
         (_UMASK, (0,), None, None),  # modes in the plan are meant as they stand
     )
@@ -134,6 +138,29 @@ def _joined_null() -> int:
     return 0
 
 
+def _open_terminal(sock: int, owner: int, size: bytes) -> int:
+    """Make the terminal ours and pass its other side out by ``sock``."""
+    flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
+    master = os.open(b"/dev/pts/ptmx", flags)
+    if os.fstat(master).st_rdev != os.makedev(5, 2):
+        raise OSError(25, "not a terminal multiplexer")
+    ioctl(master, _TIOCSPTLCK, bytes(4))
+    # By the open master, not by its name: nobody inside can have put something else there.
+    terminal = ioctl(master, _TIOCGPTPEER, flags)
+    os.fchown(terminal, owner, -1)
+    ioctl(terminal, _TIOCSWINSZ, size)
+    ioctl(terminal, _TIOCSCTTY, 0)
+    for number in (0, 1, 2):
+        os.dup2(terminal, number)
+    channel = _socket.socket(fileno=sock)
+    rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, master.to_bytes(4, sys.byteorder))
+    channel.sendmsg([b"t"], [rights])
+    channel.close()
+    os.close(terminal)
+    os.close(master)
+    return 0
+
+
 def _session_keyring() -> int:
     calls.new_session_keyring()
     return 0
@@ -208,6 +235,7 @@ _SPECIAL: Any = {
     "execute": _execute,
     "fork_inside": _fork_inside,
     "joined_null": _joined_null,
+    "open_terminal": _open_terminal,
     "session_keyring": _session_keyring,
     "start_init": _start_init,
 }

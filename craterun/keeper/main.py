@@ -44,6 +44,7 @@ class Kept:
     :ivar cookie: where a successor finds its state; b"" if it ends with the supervisor
     :ivar pipes: what the supervisor gets as well: stdout, stderr, perhaps stdin
     :ivar lock: descriptor of the locked state directory, or -1; held, not used
+    :ivar terminal: socket by which the child passes its terminal out, or None
     :ivar error: read end of the error pipe, -1 once it has been read to its end
     :ivar abandoned: nobody is interested any more: it was killed, and only has to be reaped
     :ivar status: (si_code, si_status) once it was reaped
@@ -52,7 +53,7 @@ class Kept:
     __slots__ = (
         "abandoned", "buffer", "cookie", "error", "failure", "lock", "number", "pid", "pidfd",
         "pipes",
-        "start_time", "started", "status",
+        "start_time", "started", "status", "terminal",
     )  # fmt: skip
 
     def __init__(self, number: int, cookie: bytes, lock: int) -> None:
@@ -64,6 +65,7 @@ class Kept:
         self.start_time = 0
         self.pipes: list[int] = []
         self.error = -1
+        self.terminal: Any = None
         self.buffer = b""
         self.failure: tuple[int, int, bytes] | None = None
         self.started = False
@@ -146,7 +148,7 @@ class Keeper:
         state directory, if ``flags`` says so (2).
         """
         self.release_all(released)
-        parts, clone_flags, cgroup, wants_stdin, owner = plan
+        parts, clone_flags, cgroup, wants_stdin, owner, terminal = plan
         program = [self.load(part) if isinstance(part, bytes) else part for part in parts]
         join = fds.pop(0) if flags & 1 else -1
         kept = Kept(number, cookie, fds.pop(0) if flags & 2 else -1)
@@ -155,27 +157,19 @@ class Keeper:
         try:
             kept.error, error_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             child_ends.append(error_end)
-            for _ in (1, 2):
-                read_end, write_end = os.pipe2(os.O_CLOEXEC)
-                kept.pipes.append(read_end)
-                child_ends.append(write_end)
-                # Whoever the process is or becomes, /dev/stdout can be reopened for writing.
-                os.fchmod(write_end, 0o622)
-                if owner:
-                    _own(write_end, owner)
-            stdin_end = -1
-            if wants_stdin:
-                stdin_end, write_end = os.pipe2(os.O_CLOEXEC)
-                kept.pipes.append(write_end)
-                child_ends.append(stdin_end)
-                if owner:
-                    _own(stdin_end, owner)
+            given = (join,) if join >= 0 else ()
+            if terminal:
+                kept.terminal, theirs = _socket_pair()
+                child_ends.append(theirs.detach())
+                given = (*given, child_ends[1])
+                streams = (-1, -1, -1)
+            else:
+                streams = self.make_pipes(kept, child_ends, wants_stdin, owner)
             born_in = -1
             if cgroup:
                 born_in = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 child_ends.append(born_in)
-            streams = (stdin_end, child_ends[1], child_ends[2])
-            first = opening(streams, error_end, join, self.open_files)
+            first = opening(streams, error_end, given, self.open_files)
             pid, pidfd = calls.clone3(clone_flags, born_in)
             if pid == 0:
                 carry_out(first, program)
@@ -194,6 +188,28 @@ class Keeper:
                 os.close(join)
         self.watch(kept.error, kept)
         self.watch(kept.pidfd, kept)
+
+    def make_pipes(
+        self, kept: Kept, child_ends: list[int], wants_stdin: bool, owner: int
+    ) -> tuple[int, int, int]:
+        """Our ends into ``kept``, the child's into ``child_ends``; those for 0, 1 and 2."""
+        ends = [-1]
+        for _ in (1, 2):
+            read_end, write_end = os.pipe2(os.O_CLOEXEC)
+            kept.pipes.append(read_end)
+            child_ends.append(write_end)
+            ends.append(write_end)
+            # Whoever the process is or becomes, /dev/stdout can be reopened for writing.
+            os.fchmod(write_end, 0o622)
+            if owner:
+                _own(write_end, owner)
+        if wants_stdin:
+            ends[0], write_end = os.pipe2(os.O_CLOEXEC)
+            kept.pipes.append(write_end)
+            child_ends.append(ends[0])
+            if owner:
+                _own(ends[0], owner)
+        return ends[0], ends[1], ends[2]
 
     def load(self, part: bytes) -> Any:
         """A part of a plan that comes again and again, decoded once."""
@@ -236,6 +252,8 @@ class Keeper:
         for fd in (*kept.pipes, kept.lock):
             if fd >= 0:
                 os.close(fd)
+        if kept.terminal is not None:
+            kept.terminal.close()
 
     # --- news from children -------------------------------------------------------------------
 
@@ -261,6 +279,11 @@ class Keeper:
             self.finish(kept)
         else:
             kept.started = True
+            if kept.terminal is not None:
+                # Sent before execve, hence there. A child that was killed on the way sent nothing.
+                kept.pipes = _receive_descriptor(kept.terminal)
+                kept.terminal.close()
+                kept.terminal = None
             fds = [kept.pidfd, *kept.pipes]
             self.send((op.MSG_STARTED, kept.number, kept.pid, kept.start_time), fds)
             # Output pipes are held for a successor. The input pipe must not be: the container sees
@@ -362,6 +385,16 @@ def _own(pipe: int, owner: int) -> None:
         os.fchown(pipe, owner, -1)
     except OSError as error:
         raise OSError(error.errno, error.strerror, "fchown") from None
+
+
+def _receive_descriptor(sock: Any) -> list[int]:
+    """What came by SCM_RIGHTS, if anything."""
+    try:
+        flags = _socket.MSG_DONTWAIT | _socket.MSG_CMSG_CLOEXEC
+        _, ancillary, _, _ = sock.recvmsg(1, _socket.CMSG_SPACE(4), flags)
+    except BlockingIOError:
+        return []
+    return [int.from_bytes(data[:4], sys.byteorder) for _, _, data in ancillary]
 
 
 def start_time(pid: int) -> int:

@@ -29,6 +29,7 @@ from craterun.state.removed import note_removed
 from craterun.state.store import Store
 from craterun.supervisor.chronicle import Chronicle, with_oom
 from craterun.supervisor.pumps import DRAIN_SECONDS, LogReader, OutputLog, pump_output
+from craterun.supervisor.terminal import Terminal
 
 if TYPE_CHECKING:
     from craterun.supervisor.link import Launched
@@ -65,7 +66,8 @@ class Container:
         :param told: what the journal has of it already
         """
         self.record = record
-        self.stdin = launched.stdin
+        self._terminal = Terminal(launched.stdout) if launched.terminal else None
+        self.stdin = self._terminal.input() if self._terminal else launched.stdin
         self._store = store
         self._launched = launched
         self._directory = directory
@@ -137,6 +139,11 @@ class Container:
         except (ProcessLookupError, ValueError):
             raise ContainerNotRunningError(f"container {self.id} is not running") from None
 
+    def resize(self, rows: int, columns: int) -> None:
+        """Give the container's terminal another size; nothing if it has none."""
+        if self._terminal is not None:
+            self._terminal.resize(rows, columns)
+
     def kill(self) -> None:
         """SIGKILL the first process; the kernel kills the others with it. Nothing if it is over."""
         try:
@@ -191,9 +198,14 @@ class Container:
             # Not cancelled from outside: that only means SIGKILL, from `Supervisor`, and everything
             # below happens all the same.
             watchers.cancel_scope.shield = True
-            watchers.start_soon(self._pump, self._launched.stdout, Stream.STDOUT)
-            watchers.start_soon(self._pump, self._launched.stderr, Stream.STDERR)
+            for stream, pipe in self._outputs().items():
+                if pipe.closed:  # a terminal has no stderr; one killed on its way has no stream
+                    self._log.end(stream)
+                else:
+                    watchers.start_soon(self._pump, pipe, stream)
             await self._exited()
+            if self._terminal is not None:
+                self._terminal.close()
             logger.debug("%s: %s", self.id, self._launched.status)
             await self._drain()
             watchers.cancel_scope.cancel()
@@ -203,7 +215,11 @@ class Container:
             # drops last, and then finds the record.
             logger.debug("%s: recorded, %s bytes logged", self.id, self._log.writer.sizes)
             self._finished.set()
+            self.stdin.close()
             await self._services.link.release(self._launched)
+
+    def _outputs(self) -> dict[Stream, Fd]:
+        return {Stream.STDOUT: self._launched.stdout, Stream.STDERR: self._launched.stderr}
 
     async def _pump(self, pipe: Fd, stream: Stream) -> None:
         await pump_output(pipe.fileno(), self._log, stream)
@@ -215,15 +231,11 @@ class Container:
 
     async def _drain(self) -> None:
         """Until both streams have ended, or one is held open by a stranger who says nothing."""
-        pipes = {
-            Stream.STDOUT: self._launched.stdout.fileno(),
-            Stream.STDERR: self._launched.stderr.fileno(),
-        }
-        for stream, pipe in pipes.items():
+        for stream, pipe in self._outputs().items():
             while not self._log.ended[stream]:
                 with trio.move_on_after(DRAIN_SECONDS) as patience:
                     await self._log.wait_end(stream)
-                if patience.cancelled_caught and not _unread_bytes(pipe):
+                if patience.cancelled_caught and not _unread_bytes(pipe.fileno()):
                     self._note(
                         f"{stream.name.lower()} was still held open by a process outside of the "
                         f"container {DRAIN_SECONDS:g} s after its end; what came later is lost"

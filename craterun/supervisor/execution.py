@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from craterun.linux.fd import Fd
 from craterun.state.logs import Stream
 from craterun.supervisor.chronicle import COMMAND_CHARACTERS
 from craterun.supervisor.pumps import CHUNK_BYTES, DRAIN_SECONDS
+from craterun.supervisor.terminal import Terminal
 
 if TYPE_CHECKING:
     from craterun.supervisor.link import KeeperLink, Launched
@@ -28,12 +30,16 @@ class Execution:
     shell pipeline. It is killed when the supervisor is cancelled or dies.
 
     :ivar stdin: write end of its input, if it has one
+    :ivar streams: the output streams that it has: both, or with a terminal one
     """
 
     def __init__(self, launched: Launched) -> None:
-        self.stdin = launched.stdin
         self._launched = launched
-        self._pipes = {Stream.STDOUT: launched.stdout, Stream.STDERR: launched.stderr}
+        self._terminal = Terminal(launched.stdout) if launched.terminal else None
+        self.stdin = self._terminal.input() if self._terminal else launched.stdin
+        pipes = {Stream.STDOUT: launched.stdout, Stream.STDERR: launched.stderr}
+        self._pipes = {stream: pipe for stream, pipe in pipes.items() if not pipe.closed}
+        self.streams = tuple(self._pipes)
         self._reading: dict[Stream, trio.CancelScope] = {}
         self._deadline = float("inf")
         self._read_to_end = trio.Event()
@@ -60,6 +66,10 @@ class Execution:
                 break
             except BlockingIOError:
                 pass
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                break  # what end-of-file is for a terminal
             with trio.CancelScope(deadline=self._deadline) as patience:
                 self._reading[stream] = patience
                 await trio.lowlevel.wait_readable(pipe)
@@ -80,6 +90,11 @@ class Execution:
         """Until the command has ended; its output may still have to be read."""
         await self._launched.exited.wait()
         return self._launched.status or ExitStatus(None)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Give the command's terminal another size; nothing if it has none."""
+        if self._terminal is not None:
+            self._terminal.resize(rows, columns)
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the process.
@@ -102,6 +117,10 @@ class Execution:
         """Until the process has ended and both streams have been read. Kills it if cancelled."""
         try:
             await self._launched.exited.wait()
+            if self._terminal is not None:
+                self._terminal.close()
+            if not self._pipes:
+                self.stop_reading()
             self._deadline = trio.current_time() + DRAIN_SECONDS
             for patience in self._reading.values():
                 patience.deadline = self._deadline
@@ -110,6 +129,7 @@ class Execution:
             self.kill()
             with trio.CancelScope(shield=True):
                 await self._launched.exited.wait()
+                self.stdin.close()
                 await link.release(self._launched)
 
 

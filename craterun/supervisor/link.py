@@ -34,16 +34,19 @@ class Launched:
     """One process as the keeper tells of it. Events fire in this order, and all fire at last.
 
     :ivar settled: it executed its command, or failed to (then ``failure`` is set)
+    :ivar terminal: ``stdout`` is the terminal's master side, for reading and writing; there is no
+        ``stderr`` and no ``stdin``
     :ivar exited: it was reaped (then ``status`` is set), or the keeper is gone (``status`` is None)
     """
 
     __slots__ = (
         "cookie", "exited", "failure", "lock", "number", "pid", "pidfd", "settled", "start_time",
-        "status", "stderr", "stdin", "stdout",
+        "status", "stderr", "stdin", "stdout", "terminal",
     )  # fmt: skip
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, *, terminal: bool = False) -> None:
         self.number = number
+        self.terminal = terminal
         self.pid = 0
         self.start_time = 0
         self.pidfd = Fd(-1)
@@ -102,13 +105,13 @@ class KeeperLink:
         :param join: pidfd of the container to join
         :param lock: locked state directory, which the keeper keeps locked
         """
-        launched = Launched(self._next)
+        launched = Launched(self._next, terminal=plan.terminal)
         self._next += 1
         self._launched[launched.number] = launched
         fds = [fd for fd in (join, lock) if fd >= 0]
         flags = (_HAS_PIDFD_TO_JOIN if join >= 0 else 0) | (_HAS_LOCK if lock >= 0 else 0)
         code = [part.code for part in plan.parts]
-        body = (code, plan.clone_flags, plan.cgroup, plan.stdin, plan.owner)
+        body = (code, plan.clone_flags, plan.cgroup, plan.stdin, plan.owner, plan.terminal)
         released, self._unreleased = self._unreleased, []
         try:
             await self._send((op.MSG_LAUNCH, launched.number, flags, cookie, body, released), fds)
@@ -200,9 +203,10 @@ class KeeperLink:
             launched.pid, launched.start_time = rest
             for fd in (launched.pidfd, launched.stdout, launched.stderr):
                 fd.close()  # one adopted while it was still starting has them already
-            launched.pidfd, launched.stdout, launched.stderr = fds[:3]
-            if len(fds) > 3:
-                launched.stdin = fds[3]
+            # Without any stream: it was killed on its way to execve.
+            names = ("pidfd", "stdout", "stderr", "stdin")
+            for name, fd in zip(names, fds, strict=False):
+                setattr(launched, name, fd)
             launched.settled.set()
         elif kind == op.MSG_EXITED:
             launched.status = ExitStatus.from_siginfo(*rest)
@@ -221,7 +225,9 @@ class KeeperLink:
         launched.pidfd = fds.pop(0)
         if has_lock:
             launched.lock = fds.pop(0)
-        launched.stdout, launched.stderr = fds
+        launched.terminal = len(fds) == 1
+        for name, fd in zip(("stdout", "stderr"), fds, strict=False):
+            setattr(launched, name, fd)
         if started:
             launched.settled.set()
         if status is not None:

@@ -235,6 +235,7 @@ class Supervisor:
         workdir: str | None = None,
         user: str | None = None,
         stdin: bool = False,
+        window: tuple[int, int] | None = None,
     ) -> Execution:
         """Run a further command in a running container, whoever supervises that.
 
@@ -242,6 +243,7 @@ class Supervisor:
         :param env: added to the container's own
         :param workdir: default: the container's own
         :param user: default: root
+        :param window: (rows, columns) of a terminal to get instead of pipes
         :raises ContainerNotRunningError: it has ended
         :raises LimitError: the container's limits could not be made to hold for the command
         :raises ContainerPausedError: it is paused
@@ -249,7 +251,7 @@ class Supervisor:
         services, tasks = self._running()
         with trio.CancelScope(shield=True):
             plan, pidfd, record = await trio.to_thread.run_sync(
-                self._prepare_exec, container_id, command, env or {}, workdir, user, stdin
+                self._prepare_exec, container_id, command, env or {}, workdir, user, stdin, window
             )
             try:
                 launched = await services.link.launch(plan, join=pidfd.fileno())
@@ -271,6 +273,7 @@ class Supervisor:
         workdir: str | None,
         user: str | None,
         stdin: bool,
+        window: tuple[int, int] | None,
     ) -> tuple[LaunchPlan, Fd, Record]:
         container_id = self.store.resolve(text)
         # Of our own containers we know more than their files, which lag behind for a moment.
@@ -305,6 +308,8 @@ class Supervisor:
                 identity=identity,
                 cgroups=cgroups,
                 stdin=stdin,
+                window=window,
+                oom_score_adj=record.oom_score_adj,
                 join_user=not same_user_namespace(record.process.pid),
             )
         except (ProcessLookupError, FileNotFoundError):
@@ -374,6 +379,8 @@ def _first_record(
         user=None if spec.user is None else _as_text(spec.user),
         hostname=hostname,
         interactive=spec.interactive,
+        terminal=spec.terminal,
+        oom_score_adj=spec.oom_score_adj,
         init=spec.init,
         auto_remove=spec.auto_remove,
         created=datetime.now(UTC),

@@ -9,6 +9,7 @@ bounded queue, with what does not fit counted as skipped.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -158,6 +159,10 @@ async def pump_output(pipe: int, log: OutputLog, stream: Stream) -> None:
                 size = os.readv(pipe, [_buffer])
             except BlockingIOError:
                 continue
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                return  # what end-of-file is for a terminal
             if size == 0:
                 return
             log.append(stream, _buffer[:size])

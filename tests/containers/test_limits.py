@@ -288,3 +288,34 @@ trio.run(main)
 def test_a_library_asks_for_the_same_limits(state_root: Path) -> None:
     limits = {"memory": "32m", "pids": "9", "cpu": "50000 100000"}
     assert helpers.run_python(_LIBRARY, state_root) == [[137, 137], [limits, limits]]
+
+
+# --- what the OOM killer thinks -------------------------------------------------------------------
+
+
+def test_the_oom_score_is_set_for_all_that_runs_inside(cli: Cli, rootfs: Path) -> None:
+    live = cli.detach("--rootfs", str(rootfs), "--oom-score-adj", "321", "--", *SLEEP)
+    assert (live.proc / "oom_score_adj").read_text() == "321\n"
+    command = ("exec", live.id, "--", "cat", "/proc/self/oom_score_adj")
+    assert cli.ok(*command) == "321\n"
+    assert cli.record(live.id)["oom_score_adj"] == 321
+
+
+def test_without_an_oom_score_the_callers_is_inherited(cli: Cli, rootfs: Path) -> None:
+    live = cli.detach("--rootfs", str(rootfs), "--", *SLEEP)
+    ours = Path("/proc/self/oom_score_adj").read_text()
+    assert (live.proc / "oom_score_adj").read_text() == ours
+
+
+def test_an_oom_score_that_is_not_ours_to_give_is_refused(cli: Cli, rootfs: Path) -> None:
+    without = cli.behind("setpriv", "--bounding-set", "-sys_resource", "--inh-caps", "-all")
+    command = ("run", "--rootfs", str(rootfs), "--oom-score-adj", "-500", "--", "true")
+    message = without.refused(*command)
+    assert "oom_score_adj to -500" in message
+    assert "CAP_SYS_RESOURCE" in message
+
+
+def test_two_mebibytes_suffice_for_a_small_program(cli: Cli, rootfs: Path) -> None:
+    # What it takes to make the container is not charged to it.
+    finished = cli("run", "--rootfs", str(rootfs), "--memory", "2m", "--", "true")
+    assert (finished.returncode, finished.stderr) == (0, b"")

@@ -97,6 +97,7 @@ def make_exec_plan(
     stdin: bool = False,
     join_user: bool = False,
     groups: tuple[int, ...] = (5,),
+    **more: Any,
 ) -> LaunchPlan:
     """The plan of a further process in a container."""
     host = host or make_host()
@@ -110,6 +111,7 @@ def make_exec_plan(
         cgroups=plan_cgroups(ID, host),
         stdin=stdin,
         join_user=join_user,
+        **more,
     )
 
 
@@ -127,6 +129,7 @@ def all_run_plans() -> dict[str, LaunchPlan]:
             layout,
         )
         plans["/".join(words)] = make_run_plan(root=root, host=host, init=init)
+    plans["terminal"] = make_run_plan(terminal=True, oom_score_adj=5)
     return plans
 
 

@@ -15,7 +15,12 @@ from craterun.keeper import child, wire
 from craterun.linux import calls
 from tests.unit.builders import all_run_plans, make_exec_plan, make_run_plan
 
-PLANS = {**all_run_plans(), "exec": make_exec_plan(), "exec -i": make_exec_plan(stdin=True)}
+PLANS = {
+    **all_run_plans(),
+    "exec": make_exec_plan(),
+    "exec -i": make_exec_plan(stdin=True),
+    "exec -t": make_exec_plan(window=(24, 80), oom_score_adj=-5),
+}
 every_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
 
 _CLOSE = [name for name, _ in op.CALLS].index("close")
@@ -39,8 +44,8 @@ def walk(plan: s.LaunchPlan, fail: bool) -> set[int]:
     :param fail: let every call fail that may
     :returns: what is open at the end
     """
-    table = {0, 1, 2, op.ERROR_FD} | ({op.JOIN_FD} if PLANS["exec"].clone_flags == 0 and any(
-        isinstance(step, s.JoinNamespaces) for step in plan.steps) else set())  # fmt: skip
+    joins = any(isinstance(step, s.JoinNamespaces) for step in plan.steps)
+    table = set(range(op.JOIN_FD + joins + plan.terminal))
     for part in plan.parts:
         rest = iter(zip(code_of(part), part.origins, strict=True))
         for (code, arguments, wanted, lenient), (_, name) in rest:
@@ -53,6 +58,8 @@ def walk(plan: s.LaunchPlan, fail: bool) -> set[int]:
                 table.add(wanted)
             elif code == _CLOSE:
                 table.remove(arguments[0])
+            elif name == "open_terminal":
+                table.remove(arguments[0])  # the socket, once the terminal has gone out by it
             elif name == "close_range":
                 table -= set(range(op.ERROR_FD + 1, 1000))
     return table

@@ -1,0 +1,60 @@
+"""Our own terminal, while a container's is shown on it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from craterun.cli.streams import read_stdin
+from craterun.cli.window import our_window
+from craterun.linux.fd import Fd
+from craterun.linux.terminal import RawMode
+
+_END_OF_TRANSMISSION = b"\x04"
+
+
+@asynccontextmanager
+async def shown(resize: Callable[[int, int], None], target: Fd | None) -> AsyncIterator[None]:
+    """Connect our terminal for as long as the block runs; it is as it was afterwards.
+
+    :param resize: called with the new size whenever our window changes
+    :param target: the master side to type into; taken. None: what is typed stays with us.
+    """
+    with trio.open_signal_receiver(signal.SIGWINCH) as changes:
+        async with trio.open_nursery() as tasks:
+
+            async def follow_size() -> None:
+                resize(*our_window())  # it may have changed since the start
+                async for _ in changes:
+                    resize(*our_window())
+
+            tasks.start_soon(follow_size)
+            if target is None:
+                yield
+            else:
+                with RawMode(0):
+                    tasks.start_soon(_type, target)
+                    yield
+            tasks.cancel_scope.cancel()
+
+
+async def _type(target: Fd) -> None:
+    """Copy our stdin to a terminal. At its end, the terminal sees what Ctrl-D sends."""
+    last = b"\n"
+    async with trio.lowlevel.FdStream(target.take()) as stream:
+        while True:
+            try:
+                data = await read_stdin()
+                if not data:
+                    # Within a line the first one only ends the line's reading (termios(3), VEOF).
+                    twice = 1 if last == b"\n" else 2
+                    await stream.send_all(_END_OF_TRANSMISSION * twice)
+                    break
+                await stream.send_all(data)
+                last = data[-1:]
+            except (OSError, trio.BrokenResourceError):
+                return
+        await trio.sleep_forever()  # the stream stays open; the process decides when it ends
