@@ -1,6 +1,8 @@
 """Start /bin/true in containers through one craterun supervisor, and time it.
 
-    python bench/_craterun_rate.py ROOTFS COUNT CONCURRENCY STATE_ROOT
+    python bench/_craterun_rate.py ROOTFS COUNT CONCURRENCY STATE_ROOT [LIMITS]
+
+LIMITS are the fields of craterun.core.limits.Limits as JSON.
 
 Prints {"count", "seconds", "per_second"} as JSON, as floor does.  Only the
 loop of starts and waits is timed: not the imports, nor the supervisor's own
@@ -13,15 +15,19 @@ import json
 import sys
 import time
 
+import msgspec
 import trio
 
 from bench._leave import cancelled_on_signals
 from craterun import Spec, Supervisor
+from craterun.core.limits import Limits
 
 
-async def measure(rootfs: str, count: int, concurrency: int, state_root: str) -> float:
+async def measure(
+    rootfs: str, count: int, concurrency: int, state_root: str, limits: Limits
+) -> float:
     """Run count containers, so many at a time, and give the time it took."""
-    spec = Spec(rootfs=rootfs, command=("/bin/true",))
+    spec = Spec(rootfs=rootfs, command=("/bin/true",), limits=limits)
     numbers = iter(range(count))
 
     async with cancelled_on_signals(), Supervisor(root=state_root) as supervisor:
@@ -42,8 +48,9 @@ async def measure(rootfs: str, count: int, concurrency: int, state_root: str) ->
 
 def main() -> None:
     """Read the arguments, measure, print the report."""
-    rootfs, count, concurrency, state_root = sys.argv[1:]
-    seconds = trio.run(measure, rootfs, int(count), int(concurrency), state_root)
+    rootfs, count, concurrency, state_root, *asked = sys.argv[1:]
+    limits = msgspec.json.decode(asked[0] if asked else "{}", type=Limits)
+    seconds = trio.run(measure, rootfs, int(count), int(concurrency), state_root, limits)
     report = {"count": int(count), "seconds": seconds, "per_second": int(count) / seconds}
     print(json.dumps(report))
 

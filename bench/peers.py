@@ -80,6 +80,17 @@ class Limits:
             result["cpu"] = {"period": 100_000, "quota": int(self.cpus * 100_000)}
         return result
 
+    def craterun(self) -> str:
+        """Give the limits as `_craterun_rate.py` takes them."""
+        result: dict[str, int] = {}
+        if self.memory is not None:
+            result["memory"] = self.memory
+        if self.pids is not None:
+            result["pids"] = self.pids
+        if self.cpus is not None:
+            result |= {"cpu_period": 100_000, "cpu_quota": int(self.cpus * 100_000)}
+        return json.dumps(result)
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -197,6 +208,8 @@ class Contender(abc.ABC):
 
     name: str
     program: str
+    limits = False
+    """Whether it sets the limits that it is asked for."""
 
     def missing(self) -> str | None:
         """Say what is not installed, or None."""
@@ -215,6 +228,8 @@ class Contender(abc.ABC):
 
 class OciRuntime(Contender):
     """A runtime with an OCI command line; every container has its own bundle."""
+
+    limits = True
 
     def __init__(self, program: str, hide_v2: bool) -> None:
         """Name the program, and say whether it must not see the v2 mount."""
@@ -301,6 +316,7 @@ class Craterun(Contender):
 
     name = "craterun"
     program = sys.executable
+    limits = True
 
     def missing(self) -> str | None:
         """Say if the package cannot be imported."""
@@ -312,6 +328,7 @@ class Craterun(Contender):
         sizes = [str(count), str(concurrency)]
         with craterun_state(bench.work) as state:
             command: list[str | Path] = [sys.executable, script, bench.rootfs, *sizes, state]
+            command.append(bench.limits.craterun())
             return reported_seconds(command, craterun_env())
 
 

@@ -1,11 +1,16 @@
 """Containers per second: craterun beside crun, runc, bwrap and the floor.
 
     python bench/throughput.py [--count N] [--rounds R] [--concurrency 1,8,32]
-                               [--only NAME,...] [--places tmpfs,disk] [--json FILE]
+                               [--only NAME,...] [--places tmpfs,disk] [--limits]
+                               [--json FILE]
 
 All contenders run /bin/true in the same rootfs, interleaved: every round runs
 each of them once, beginning with another one each time, and the median over
 the rounds is reported.  Needs root.
+
+With --limits every container gets a limit on memory, processes and processor
+time (bwrap and floor get none, and say so), and the smallest limit on memory
+that each runtime can run /bin/true with is looked for.
 """
 
 from __future__ import annotations
@@ -24,10 +29,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.ground import PLACES, BenchError, Place, exit_on_signals, settle, warm_memory
-from bench.peers import Bench, Contender, contenders
+from bench.peers import Bench, Contender, Limits, contenders
 
 # One cell of the report: the rates of all rounds, of one contender.
 Rates = dict[str, list[float]]
+LIMITS = Limits(memory=64 << 20, pids=100, cpus=1.0)
 # More than hundreds of namespaces on their way out take.
 WARM = 512 << 20
 
@@ -47,6 +53,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--concurrency", type=numbers, default=[1, 8, 32])
     parser.add_argument("--only", type=words, default=list(contenders()), help="contenders")
     parser.add_argument("--places", type=words, default=list(PLACES))
+    parser.add_argument("--limits", action="store_true", help="limit every container")
     parser.add_argument("--json", type=Path, help="write the raw numbers to this file")
     options = parser.parse_args(arguments)
     for chosen, known in ((options.only, contenders()), (options.places, PLACES)):
@@ -69,7 +76,7 @@ def measure(
     failures: dict[str, str],
 ) -> dict[int, Rates]:
     """Measure all concurrencies in one place; a contender that fails drops out."""
-    bench = Bench(work=place.path, cgroup="")
+    bench = Bench(work=place.path, cgroup="", limits=LIMITS if options.limits else Limits())
     bench.prepare()
     results: dict[int, Rates] = {}
 
@@ -100,6 +107,27 @@ def measure(
                     print(f"{progress}: {contender.name} {value:.1f}/s", file=sys.stderr)
         results[concurrency] = rates
     return results
+
+
+def smallest_memory(contender: Contender, place: Place) -> int:
+    """Find the smallest limit in KiB with which one container runs; 0 if there is none."""
+    page, enough = 4, 1 << 16
+
+    def runs(kibibytes: int) -> bool:
+        limits = Limits(memory=kibibytes << 10, pids=LIMITS.pids, cpus=LIMITS.cpus)
+        try:
+            contender.seconds(Bench(place.path, "", limits), 1, 1)
+        except BenchError:
+            return False
+        return True
+
+    if not runs(enough):
+        return 0
+    low, high = 0, enough  # high runs, low does not
+    while high - low > page:
+        middle = (low + high) // 2 // page * page
+        low, high = (low, middle) if runs(middle) else (middle, high)
+    return high
 
 
 def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -149,10 +177,14 @@ def main() -> int:
     results: dict[str, dict[int, Rates]] = {}
     where: dict[str, str] = {}
     failures: dict[str, str] = {}
+    smallest: dict[str, int] = {}
     for name in options.places:
         with PLACES[name]() as place:
             where[name] = str(place)
             results[name] = measure(place, field, options, failures)
+            if options.limits and not smallest:
+                limited = (c for c in field if c.limits and c.name not in failures)
+                smallest = {c.name: smallest_memory(c, place) for c in limited}
     absent |= dict.fromkeys(failures, "FAILED")
 
     names = [contender.name for contender in chosen]
@@ -162,6 +194,11 @@ def main() -> int:
     for name, described in where.items():
         print(f"  states on {name}: {described}")
     print(table(results, names, absent))
+    if options.limits:
+        without = ", ".join(c.name for c in field if not c.limits)
+        print(f"limits on every container: {LIMITS}" + (f"; not on {without}" if without else ""))
+        for name, kibibytes in smallest.items():
+            print(f"smallest memory limit that runs /bin/true: {name} {kibibytes} KiB")
     for name, reason in (missing | failures).items():
         shout(f"{name}: {absent[name]}: {reason}")
     if options.json is not None:
@@ -172,6 +209,8 @@ def main() -> int:
             "count": options.count,
             "rounds": options.rounds,
             "places": where,
+            "limits": LIMITS.resources() if options.limits else {},
+            "smallest_memory_kib": smallest,
             "missing": missing,
             "failed": failures,
             "per_second": results,
