@@ -9,7 +9,7 @@ import pytest
 
 from tests.containers import helpers
 from tests.containers.helpers import SLEEP, Cli, read_line
-from tests.containers.test_limits import CPUSETS, HIERARCHIES, MB, MEMORY_ON_2, limit
+from tests.containers.test_limits import CPUSETS, MB, MEMORY_ON_2, limit
 
 pytestmark = pytest.mark.cgroup_v2
 
@@ -116,18 +116,6 @@ def test_updates_at_the_same_time_lose_nothing(cli: Cli, rootfs: Path) -> None:
         assert (process.returncode, err) == (0, b""), out
     assert json.loads(cli.ok("inspect", live.id))[0]["limits"] == changes
     assert memory(live) == 64 * MB
-
-
-@pytest.mark.skipif(not CPUSETS, reason="this kernel has no cpusets")
-def test_a_controller_that_version_1_cannot_add_is_refused(cli: Cli, rootfs: Path) -> None:
-    live = cli.detach("--rootfs", str(rootfs), "--", *SLEEP)
-    version = next(h.version for h in HIERARCHIES if "cpuset" in h.controllers)
-    if version == 2:
-        cli.ok("update", "--cpuset-cpus", "0", live.id)
-        assert live.status()["Cpus_allowed_list"] == "0"
-    else:
-        complaint = cli.refused("update", "--cpuset-cpus", "0", live.id)
-        assert "started without any cpuset limit" in complaint
 
 
 def test_each_container_is_judged_on_its_own(cli: Cli, rootfs: Path) -> None:
