@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -144,3 +146,16 @@ def test_a_damaged_file_of_limits_is_told_and_does_no_other_harm(cli: Cli, rootf
     (cli.metadata(live.id).parent / "limits.json").write_text("{")
     assert "limits.json is damaged" in cli.refused("update", "--pids", "5", live.id)
     cli.ok("rm", "--force", live.id)
+
+
+def test_a_new_supervisor_knows_the_new_limits(cli: Cli, rootfs: Path) -> None:
+    live = cli.detach("--rootfs", str(rootfs), "-m", "64m", "--", *SLEEP)
+    cli.ok("update", "-m", "32m", live.id)
+    keeper = live.status()["PPid"]
+    supervisor = int(Path(f"/proc/{keeper}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(supervisor, signal.SIGKILL)
+    cli.ok("update", "--pids", "9", live.id)
+    cli.ok("kill", live.id)
+    assert cli.ok("wait", live.id) == "137\n"
+    limits = {"memory": "32m", "pids": "9"}
+    assert json.loads(cli.ok("inspect", live.id))[0]["limits"] == limits
