@@ -18,6 +18,8 @@ from craterun.core.limits import (
 )
 
 _GROUP = Group("Limits", sort_key=10)
+# A negative number is a value, to be refused as one, and not an option.
+_Text = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
 
 
 @Parameter(name="*", group=_GROUP)
@@ -54,18 +56,16 @@ class LimitOptions:
         When memory runs out, kill the whole container and not just one process.
     """
 
-    memory: Annotated[str | None, Parameter(name=["--memory", "-m"])] = None
-    memory_swap: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
-    memory_reservation: str | None = None
-    pids: Annotated[
-        str | None, Parameter(name=["--pids", "--pids-limit"], allow_leading_hyphen=True)
-    ] = None
-    cpu: str | None = None
-    cpus: str | None = None
-    cpu_weight: str | None = None
-    cpuset_cpus: str | None = None
-    cpuset_mems: str | None = None
-    io_weight: str | None = None
+    memory: Annotated[_Text, Parameter(name=["--memory", "-m"])] = None
+    memory_swap: _Text = None
+    memory_reservation: _Text = None
+    pids: Annotated[_Text, Parameter(name=["--pids", "--pids-limit"])] = None
+    cpu: _Text = None
+    cpus: _Text = None
+    cpu_weight: _Text = None
+    cpuset_cpus: _Text = None
+    cpuset_mems: _Text = None
+    io_weight: _Text = None
     io_max: list[str] | None = None
     oom_group: Annotated[bool | None, Parameter(negative="--no-oom-group")] = None
 

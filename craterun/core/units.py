@@ -156,7 +156,7 @@ def parse_bytes(text: str, what: str) -> int:
     :raises UsageError: no size, negative, not a whole number of bytes, or too large to count
     """
     shown = printable(text[:40])
-    if text.startswith("-"):
+    if text[:1] == "-" and text[1:2].isdigit():
         raise UsageError(f"{what} {shown!r} is negative; write max for no limit")
     match = _SIZE.match(text)
     if match is None or (match[4] and not match[3]):

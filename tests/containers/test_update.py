@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.containers import helpers
 from tests.containers.helpers import SLEEP, Cli, read_line
-from tests.containers.test_limits import CPUSETS, HIERARCHIES, MB, MEMORY_ON_2, limit
+from tests.containers.test_limits import CPUSETS, MB, MEMORY_ON_2, limit
 
 pytestmark = pytest.mark.cgroup_v2
 
@@ -118,18 +120,6 @@ def test_updates_at_the_same_time_lose_nothing(cli: Cli, rootfs: Path) -> None:
     assert memory(live) == 64 * MB
 
 
-@pytest.mark.skipif(not CPUSETS, reason="this kernel has no cpusets")
-def test_a_controller_that_version_1_cannot_add_is_refused(cli: Cli, rootfs: Path) -> None:
-    live = cli.detach("--rootfs", str(rootfs), "--", *SLEEP)
-    version = next(h.version for h in HIERARCHIES if "cpuset" in h.controllers)
-    if version == 2:
-        cli.ok("update", "--cpuset-cpus", "0", live.id)
-        assert live.status()["Cpus_allowed_list"] == "0"
-    else:
-        complaint = cli.refused("update", "--cpuset-cpus", "0", live.id)
-        assert "started without any cpuset limit" in complaint
-
-
 def test_each_container_is_judged_on_its_own(cli: Cli, rootfs: Path) -> None:
     live = cli.detach("--rootfs", str(rootfs), "--", *SLEEP)
     finished = cli("update", "--pids", "5", "nobody", live.id)
@@ -156,3 +146,16 @@ def test_a_damaged_file_of_limits_is_told_and_does_no_other_harm(cli: Cli, rootf
     (cli.metadata(live.id).parent / "limits.json").write_text("{")
     assert "limits.json is damaged" in cli.refused("update", "--pids", "5", live.id)
     cli.ok("rm", "--force", live.id)
+
+
+def test_a_new_supervisor_knows_the_new_limits(cli: Cli, rootfs: Path) -> None:
+    live = cli.detach("--rootfs", str(rootfs), "-m", "64m", "--", *SLEEP)
+    cli.ok("update", "-m", "32m", live.id)
+    keeper = live.status()["PPid"]
+    supervisor = int(Path(f"/proc/{keeper}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(supervisor, signal.SIGKILL)
+    cli.ok("update", "--pids", "9", live.id)
+    cli.ok("kill", live.id)
+    assert cli.ok("wait", live.id) == "137\n"
+    limits = {"memory": "32m", "pids": "9"}
+    assert json.loads(cli.ok("inspect", live.id))[0]["limits"] == limits

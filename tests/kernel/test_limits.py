@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from craterun.core.cgroups import CgroupPlan, Write, serving
+from craterun.core.cgroups import Write, serving
 from craterun.core.errors import LimitError, UsageError
 from craterun.core.limit_files import Content, Kind
 from craterun.core.limits import Limits
-from craterun.core.spec import Hierarchy
 from craterun.core.units import new_id
 from craterun.linux import cgroup, controllers, host, limits
 
@@ -78,14 +77,6 @@ def test_a_value_that_the_kernel_changes_is_a_refusal(tmp_path: Path) -> None:
     assert f"{tmp_path}/cpu.shares" in str(caught.value)
 
 
-def test_version_1_clamps_shares_and_that_is_noticed(make: Make) -> None:
-    here = make("cpu")
-    if not os.path.exists(f"{here}/cpu.shares"):
-        pytest.skip("the cpu controller is on version 2")
-    with pytest.raises(LimitError, match="wrote '1', but the kernel keeps '2'"):
-        limits.apply([write(here, "cpu.shares", "1")])
-
-
 def test_an_absent_file_is_a_refusal_unless_nobody_asked_for_it(make: Make) -> None:
     here = make("pids")
     limits.apply([write(here, "pids.no-such", "1", optional=True)])
@@ -109,18 +100,6 @@ def test_a_protection_that_is_not_covered_above_is_refused(make: Make) -> None:
         limits.apply([write(here, "memory.low", "4096", "bytes")])
     Path(here).parent.joinpath("memory.low").write_text("8192")
     limits.apply([write(here, "memory.low", "8192", "bytes")])
-
-
-def test_an_empty_cpuset_gets_what_its_parent_has(make: Make) -> None:
-    here = make("cpuset")
-    if os.path.exists(f"{here}/cpuset.cpus.effective"):
-        pytest.skip("the cpuset controller is on version 2, where empty means all")
-    assert text(here, "cpuset.cpus") == ""
-    controllers.fill_cpusets(CgroupPlan(None, (here,), cpusets=(here,)))
-    hierarchy = serving("cpuset", REAL)
-    assert isinstance(hierarchy, Hierarchy)
-    for file in ("cpuset.cpus", "cpuset.mems"):
-        assert text(here, file) == text(hierarchy.mountpoint, file) != ""
 
 
 def test_a_parent_is_found_only_within_its_hierarchy(make: Make) -> None:
