@@ -128,13 +128,14 @@ def test_all_of_a_group_are_victims(cli: Cli, rootfs: Path, go: Gate) -> None:
     script = f"read x </go; {HOG}; exit 6"
     live = cli.detach("--rootfs", str(rootfs), "--", "sh", "-c", script)
     group = limit_memory(live.pid, live.id) / "memory.oom.group"
-    expected: tuple[object, ...] = (6, None, 1, False)
+    expected: list[tuple[object, ...]] = [(6, None, 1, False)]
     if memory_hierarchy().version == 2:
         group.write_text("1")
-        expected = (137, 9, 2, True)
+        # The kernel counts the one that it chose again when it kills the group, if it still can.
+        expected = [(137, 9, 2, True), (137, 9, 3, True)]
     go.open()
     cli.ok("wait", live.id)
-    assert facts(cli, live.id) == expected
+    assert facts(cli, live.id) in expected
 
 
 def test_sigkill_from_outside_is_no_oom(cli: Cli, limited: Limited) -> None:
