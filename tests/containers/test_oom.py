@@ -171,6 +171,14 @@ def test_our_own_sigkill_is_in_the_journal(
     assert ("removed" in told) == (command[0] == "rm")
 
 
+def test_the_limit_that_was_asked_for_is_named(cli: Cli, rootfs: Path) -> None:
+    options = ("--attach", "--rm", "--memory", "24m", "--rootfs", str(rootfs))
+    finished = cli("run", *options, "--", *HOG.split())
+    assert finished.returncode == 137
+    message = "the memory limit of 24 MiB was hit: 1 OOM kill; its first process was killed\n"
+    assert finished.stderr.decode().endswith(message)
+
+
 @pytest.mark.parametrize("quiet", [False, True])
 def test_the_attached_terminal_is_told(cli: Cli, rootfs: Path, go: Gate, quiet: bool) -> None:
     """Of a child's end at once, and of all of them at the end; unless --quiet."""
