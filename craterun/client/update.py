@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from datetime import UTC, datetime
 
 from msgspec.structs import replace
@@ -16,12 +17,14 @@ from craterun.core.errors import (
     StateError,
     UsageError,
 )
+from craterun.core.events import Attribute, Event, EventType
 from craterun.core.life import Record
 from craterun.core.limit_files import limited
 from craterun.core.limits import Limits, from_text
 from craterun.core.spec import HostFacts
 from craterun.linux import controllers, host
 from craterun.linux.limits import change, resolve_devices
+from craterun.state.journal import note
 from craterun.state.limits import updating, write_limits
 from craterun.state.store import Store
 
@@ -63,6 +66,8 @@ def update(store: Store, text: str, changes: Limits) -> str:
         if error.errno in _GONE:
             raise not_running from None
         raise
+    changed: dict[str, Attribute] = {**changes.as_text()}
+    note(store.root, Event(time.time_ns(), EventType.UPDATED, record.id, record.name, changed))
     return record.id
 
 

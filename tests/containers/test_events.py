@@ -65,6 +65,14 @@ def test_a_container_that_removes_itself_says_so(cli: Cli, rootfs: Path) -> None
     assert types(known(cli)) == [*LIFE, "removed"]
 
 
+def test_new_limits_are_told(cli: Cli, rootfs: Path) -> None:
+    live = cli.detach("--memory", "64m", "--rootfs", str(rootfs), "--", *SLEEP)
+    cli.ok("update", "--memory", "96m", live.id)
+    (updated,) = known(cli, "--filter", "type=updated")
+    assert (updated["id"], updated["attributes"]) == (live.id, {"memory": "96m"})
+    assert cli.record(live.id)["status"] == "running"
+
+
 def test_a_start_that_fails_leaves_nothing(cli: Cli, rootfs: Path) -> None:
     cli.refused("run", "--rootfs", str(rootfs), "--", "nope", code=127)
     assert known(cli) == []
