@@ -39,8 +39,8 @@ def explain(plan: s.LaunchPlan, number: int, errno: int, evidence: bytes) -> Cra
 
     :param number: of the call that failed, counted over the whole plan; -1 if there was no child
     :param evidence: empty, or first a byte that tells what follows: ``x``: an internal error;
-        ``p``: what `keeper.child` knows about the file that would not execute; without a child
-        ``c``: the system call, ``p``: its path
+        ``c``: the system call; ``p``: what `keeper.child` knows about the file that would not
+        execute, or, if there was no child, the path of the call
     """
     kind, text = evidence[:1], evidence[1:]
     if kind == b"x":
@@ -52,6 +52,8 @@ def explain(plan: s.LaunchPlan, number: int, errno: int, evidence: bytes) -> Cra
             hint = "in a container started without root, 0 is the only user and group"
         return KernelRefusedError("start a process", call, "", errno, hint)
     failed, call = plan.origin(number)
+    if kind == b"c" and text:
+        call = text.decode()
     if isinstance(failed, s.Execute):
         return _explain_execute(failed, errno, text)
     if isinstance(failed, s.ChangeDirectory):

@@ -64,35 +64,37 @@ def carry_out(first: tuple[Any, ...], program: Any) -> NoReturn:
     `core.program` assembles them.
     """
     done = -len(first)
-    arguments: Any = ()
+    call: Any = ()
     part: Any = first
     functions = _FUNCTIONS
     try:
         for part in (first, *program):
             remaining = iter(part)
-            for function, arguments, wanted, lenient in remaining:
+            for call in remaining:
+                function, arguments, wanted, lenient = call
                 result = functions[function](*arguments)
                 if result != wanted and (wanted is not None or result < 0):
                     number = calls.errno() if result < 0 else 0
                     if lenient is None or (lenient[0] and number not in lenient[0]):
-                        _report(done + _position(part, arguments), number, b"")
+                        _report(done + _position(part, call), number, b"")
                     for _ in range(lenient[1]):
                         next(remaining)
             done += len(part)
         _report(done - 1, 0, b"xthe plan ends without executing anything")
     except OSError as failure:
-        # Of `execute`: its evidence. Of anything else of this module: nothing to add.
-        found = failure.filename if isinstance(failure.filename, bytes) else b""
-        _report(done + _position(part, arguments), failure.errno or 0, b"p" + found)
+        # Of `execute`: its evidence (bytes). Of `linux.calls`: the name of the call (str).
+        name = failure.filename
+        evidence = b"p" + name if isinstance(name, bytes) else b"c" + str(name or "").encode()
+        _report(done + _position(part, call), failure.errno or 0, evidence)
     except BaseException as failure:
-        _report(done + _position(part, arguments), 0, b"x" + repr(failure).encode())
+        _report(done + _position(part, call), 0, b"x" + repr(failure).encode())
     finally:
         os._exit(_EXIT_SETUP_FAILED)
 
 
-def _position(part: Any, arguments: Any) -> int:
-    """Which call of ``part`` has these very ``arguments``."""
-    return next((n for n, call in enumerate(part) if call[1] is arguments), 0)
+def _position(part: Any, call: Any) -> int:
+    """Where in ``part`` this very call is."""
+    return next((n for n, other in enumerate(part) if other is call), 0)
 
 
 def _report(call: int, errno: int, evidence: bytes) -> NoReturn:
