@@ -36,6 +36,7 @@ INSIST_SECONDS = 1.0
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 UNKNOWN_EXIT = 125
+TIMED_OUT = 124
 
 
 class _Process(Protocol):
@@ -86,8 +87,13 @@ async def run_container(
     if tell_oom and record.oom_kills:
         text = final_text(record.oom_kills, container.memory_limit, record.init_oom_killed)
         complain(f"container {container.id}: {text}")
-    if container.record.error:
-        complain(f"container {container.id}: {container.record.error}")
+    if record.error:
+        complain(f"container {container.id}: {record.error}")
+    if record.timed_out:
+        complain(
+            f"container {container.id}: stopped, having run for {record.timeout:g} s (--timeout)"
+        )
+        return TIMED_OUT
     return exit_code(status)
 
 

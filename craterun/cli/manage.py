@@ -11,6 +11,7 @@ from craterun.cli.listing import require_some
 from craterun.cli.output import complain
 from craterun.client import local
 from craterun.core.errors import CraterunError, UsageError
+from craterun.core.spec import MAX_SECONDS
 from craterun.core.units import parse_signal
 from craterun.state.store import Store, default_root
 
@@ -40,8 +41,8 @@ def wait(*containers: str) -> int:
 
 def stop(
     *containers: str,
-    seconds: Annotated[float, Parameter(name=["--time", "-t"])] = 10.0,
-    signal: Annotated[str, Parameter(name=["--signal", "-s"])] = "TERM",
+    seconds: Annotated[float | None, Parameter(name=["--time", "-t"])] = None,
+    signal: Annotated[str | None, Parameter(name=["--signal", "-s"])] = None,
 ) -> int:
     """Ask containers to end, and kill those that have not ended in time. Prints their ids.
 
@@ -54,15 +55,16 @@ def stop(
     containers
         Ids, prefixes or names.
     seconds
-        Seconds to wait before SIGKILL, for all together.
+        Seconds to wait before SIGKILL. Default: what each was started with, as a rule 10.
     signal
-        What asks them: a name or a number.
+        What asks them: a name or a number. Default: what each was started with, as a rule TERM.
     """
     require_some(containers)
-    if not 0 <= seconds < 1e9:
+    if seconds is not None and not 0 <= seconds < MAX_SECONDS:
         raise UsageError(f"--time {seconds:g} is not a number of seconds")
     store = Store(default_root())
-    return report(local.stop(store, containers, parse_signal(signal), seconds))
+    number = None if signal is None else parse_signal(signal)
+    return report(local.stop(store, containers, number, seconds))
 
 
 def kill(

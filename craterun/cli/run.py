@@ -14,7 +14,7 @@ from craterun.cli.window import DEFAULT_WINDOW, default_term, our_window
 from craterun.core.errors import CraterunError, UsageError
 from craterun.core.limits import Limits
 from craterun.core.spec import HOST_ROOTFS, Spec
-from craterun.core.units import parse_env, parse_env_file
+from craterun.core.units import parse_env, parse_env_file, parse_signal
 from craterun.state.store import default_root
 
 
@@ -38,6 +38,9 @@ def run(
     limits: LimitOptions | None = None,
     cgroup_parent: str | None = None,
     oom_score_adj: Annotated[int | None, Parameter(allow_leading_hyphen=True)] = None,
+    timeout: float | None = None,
+    stop_signal: str = "TERM",
+    stop_timeout: float = 10.0,
 ) -> int:
     """Run a command in a new container, and exit with its exit code.
 
@@ -87,6 +90,12 @@ def run(
     oom_score_adj
         Whom the kernel kills first when the host runs out of memory: -1000 (never this one) to
         1000.
+    timeout
+        Seconds after which the container is stopped; our exit code is 124 then.
+    stop_signal
+        What asks the command to end, after --timeout and by craterun stop: a name or a number.
+    stop_timeout
+        Seconds that it has to end then, before SIGKILL.
     """
     if attach and detach:
         raise UsageError("--attach and --detach exclude each other")
@@ -112,6 +121,9 @@ def run(
         limits=limits.parse() if limits is not None else Limits(),
         cgroup_parent=cgroup_parent,
         oom_score_adj=oom_score_adj,
+        timeout=timeout,
+        stop_signal=parse_signal(stop_signal),
+        stop_seconds=stop_timeout,
     )
     spec.check()
     from craterun.linux.userns import become_root

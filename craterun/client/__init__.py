@@ -143,8 +143,13 @@ class Client:
         """
         await self._call(local.unpause, container)
 
-    async def stop(self, container: str, *, seconds: float = 10.0, number: int = 15) -> None:
-        """Send signal ``number``, and SIGKILL after ``seconds``; returns when it has ended."""
+    async def stop(
+        self, container: str, *, seconds: float | None = None, number: int | None = None
+    ) -> None:
+        """Send signal ``number``, and SIGKILL after ``seconds``; returns when it has ended.
+
+        Default for both: what the container was started with.
+        """
         results = await self._call(local.stop, [container], number, seconds)
         if isinstance(results[0], CraterunError):
             raise results[0]
@@ -242,6 +247,9 @@ def _options(spec: Spec) -> list[str]:
         options.append(f"--cgroup-parent={spec.cgroup_parent}")
     if spec.oom_score_adj is not None:
         options.append(f"--oom-score-adj={spec.oom_score_adj}")
+    if spec.timeout is not None:
+        options.append(f"--timeout={spec.timeout}")
+    options += [f"--stop-signal={spec.stop_signal}", f"--stop-timeout={spec.stop_seconds}"]
     options += ["--tty"] if spec.terminal else []
     options += ["--init"] if spec.init else []
     options += ["--rm"] if spec.auto_remove else []

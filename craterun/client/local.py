@@ -210,9 +210,11 @@ def _process_state(process: Process) -> str:
 
 
 def stop(
-    store: Store, texts: Iterable[str], number: int, seconds: float
+    store: Store, texts: Iterable[str], number: int | None = None, seconds: float | None = None
 ) -> list[str | CraterunError]:
-    """Send ``number`` to all, give them ``seconds`` together, kill the rest.
+    """Send ``number`` to all, give each ``seconds``, kill those that have not ended then.
+
+    Default for both: what the container was started with.
 
     A paused container goes on: with the signal, which it could not handle otherwise.
 
@@ -229,15 +231,16 @@ def stop(
                 continue
             pidfd = Fd(open_process(record.process))
             stopping[len(results) - 1] = (record, pidfd)
-            _send(store, record, pidfd, number)
+            _send(store, record, pidfd, record.stop_signal if number is None else number)
             if pausing.wake(record):
                 note(store.root, event(EventType.UNPAUSED, record.id, record.name))
         except ProcessLookupError:
             continue
         except CraterunError as error:
             results.append(error)
-    deadline = time.monotonic() + seconds
+    begun = time.monotonic()
     for position, (record, pidfd) in stopping.items():
+        deadline = begun + (record.stop_seconds if seconds is None else seconds)
         try:
             poll = select.poll()
             poll.register(pidfd.fileno(), select.POLLIN)

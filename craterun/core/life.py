@@ -118,6 +118,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     init_oom_killed: bool | None = False
     limits: dict[str, str] = {}
     oom_score_adj: int | None = None
+    timeout: float | None = None
+    timed_out: bool = False
+    stop_signal: int = 15
+    stop_seconds: float = 10.0
     cgroups: tuple[str, ...] = ()
     error: str | None = None
 

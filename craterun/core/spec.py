@@ -16,6 +16,9 @@ HOST_ROOTFS = "host"
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+MAX_SECONDS = 1e9
+"""Thirty years; more is a mistake."""
+
 MAX_ARGUMENT_BYTES = 128 * 1024
 """Longest single argument or environment entry, ``MAX_ARG_STRLEN`` (execve(2))."""
 
@@ -41,6 +44,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     :ivar limits: what it may use at most
     :ivar cgroup_parent: an existing cgroup to live below, as a path from a hierarchy's root, or
         from the delegated cgroup; default: ``craterun``
+    :ivar timeout: seconds after which it is stopped, counted from its start; None: never
+    :ivar stop_signal: what asks it to end, by the timeout and by ``craterun stop``
+    :ivar stop_seconds: how long it has to end then, before SIGKILL
     :ivar oom_score_adj: -1000 to 1000, proc(5): whom the kernel prefers to kill
     """
 
@@ -60,6 +66,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     limits: Limits = Limits()
     cgroup_parent: str | None = None
     oom_score_adj: int | None = None
+    timeout: float | None = None
+    stop_signal: int = 15
+    stop_seconds: float = 10.0
 
     def check(self) -> None:
         """Raise `UsageError` for what no host could run."""
@@ -76,6 +85,10 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             parse_cgroup_parent(self.cgroup_parent)
         if self.oom_score_adj is not None and not -1000 <= self.oom_score_adj <= 1000:
             raise UsageError(f"--oom-score-adj {self.oom_score_adj} is not within -1000 and 1000")
+        if self.timeout is not None and not 0 < self.timeout < MAX_SECONDS:
+            raise UsageError(f"--timeout {self.timeout:g} is not a number of seconds to run for")
+        if not 0 <= self.stop_seconds < MAX_SECONDS:
+            raise UsageError(f"--stop-timeout {self.stop_seconds:g} is not a number of seconds")
         check_process(self.command, self.env, self.workdir)
 
 

@@ -10,7 +10,7 @@ import os
 import signal
 import termios
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -203,6 +203,9 @@ class Container:
                     self._log.end(stream)
                 else:
                     watchers.start_soon(self._pump, pipe, stream)
+            if self.record.timeout is not None and self.record.started is not None:
+                due = self.record.started + timedelta(seconds=self.record.timeout)
+                watchers.start_soon(self._stop_at, due)
             await self._exited()
             if self._terminal is not None:
                 self._terminal.close()
@@ -228,6 +231,16 @@ class Container:
         """The pidfd tells that it ended; only its parent, the keeper, can tell how."""
         await trio.lowlevel.wait_readable(self._launched.pidfd.fileno())
         await self._launched.exited.wait()
+
+    async def _stop_at(self, due: datetime) -> None:
+        """At that time, ask it to end; kill it if it does not."""
+        await trio.sleep(max(0.0, (due - datetime.now(UTC)).total_seconds()))
+        self.record = msgspec.structs.replace(self.record, timed_out=True)
+        logger.debug("%s: has run for too long", self.id)
+        with suppress(ContainerNotRunningError):
+            self.send_signal(self.record.stop_signal)
+        await trio.sleep(self.record.stop_seconds)
+        self.kill()
 
     async def _drain(self) -> None:
         """Until both streams have ended, or one is held open by a stranger who says nothing."""
