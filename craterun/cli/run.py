@@ -29,6 +29,7 @@ def run(
     user: Annotated[str | None, Parameter(name=["--user", "-u"])] = None,
     interactive: Annotated[bool, Parameter(name=["--interactive", "-i"])] = False,
     tty: Annotated[bool, Parameter(name=["--tty", "-t"])] = False,
+    merge_output: bool = False,
     attach: Annotated[bool, Parameter(name=["--attach", "-a"])] = False,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
     detach: Annotated[bool, Parameter(name=["--detach", "-d"])] = False,
@@ -72,6 +73,9 @@ def run(
     tty
         Give the command a terminal, and show it on ours (unless --detach). With --interactive, ours
         is in raw mode meanwhile: every key goes to the command, Ctrl-C and Ctrl-Z as well.
+    merge_output
+        One pipe for the command's stdout and stderr, so that their order is certain. All of it is
+        logged as stdout.
     attach
         Copy the command's stdout and stderr to ours while it runs. They are logged all the same.
     quiet
@@ -115,6 +119,7 @@ def run(
         user=user,
         interactive=interactive,
         terminal=tty,
+        merge_output=merge_output,
         window=our_window() if tty else DEFAULT_WINDOW,
         init=init,
         auto_remove=rm,

@@ -83,6 +83,7 @@ def plan_run(
         stdin=spec.interactive and not spec.terminal,
         owner=identity.uid,
         terminal=spec.terminal,
+        merged=spec.merge_output,
     )
 
 

@@ -52,6 +52,7 @@ def assemble(
     owner: int,
     join: bool = False,
     terminal: bool = False,
+    merged: bool = False,
 ) -> s.LaunchPlan:
     """The plan of ``groups``: a tuple is a group that other plans have as well, one and the same
     object, and is assembled only once; a list is this plan's own.
@@ -70,7 +71,7 @@ def assemble(
             slots = assembler.slots
             part = s.Part(tuple(group), tuple(assembler.calls), tuple(assembler.origins))
         parts.append(part)
-    return s.LaunchPlan(tuple(parts), clone_flags, cgroup, stdin, owner, terminal)
+    return s.LaunchPlan(tuple(parts), clone_flags, cgroup, stdin, owner, terminal, merged)
 
 
 def _assemble_once(group: tuple[s.Step, ...], slots: Slots) -> tuple[s.Part, Slots]:

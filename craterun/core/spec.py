@@ -37,6 +37,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     :ivar interactive: give the container an input pipe; without it stdin is /dev/null
     :ivar terminal: a terminal instead of pipes for the three standard streams; all output is one
         stream then, logged as stdout, and ``interactive`` is not needed to write to it
+    :ivar merge_output: one pipe for standard output and error, so that their order is certain; all
+        of it is logged as stdout
     :ivar window: (rows, columns) of the terminal at the start
     :ivar init: run a minimal init as PID 1, which reaps orphans and forwards signals
     :ivar auto_remove: remove all state when the container has ended
@@ -59,6 +61,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     user: str | None = None
     interactive: bool = False
     terminal: bool = False
+    merge_output: bool = False
     window: tuple[int, int] = (24, 80)
     init: bool = False
     auto_remove: bool = False

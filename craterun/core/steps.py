@@ -443,6 +443,7 @@ class LaunchPlan(msgspec.Struct, frozen=True):
     :ivar stdin: whether the process gets an input pipe
     :ivar owner: uid that owns the output pipes, so that the process can reopen /dev/stdout
     :ivar terminal: whether it gets a terminal instead of pipes
+    :ivar merged: whether standard output and error are one pipe
     """
 
     parts: tuple[Part, ...]
@@ -451,6 +452,7 @@ class LaunchPlan(msgspec.Struct, frozen=True):
     stdin: bool
     owner: int
     terminal: bool = False
+    merged: bool = False
 
     @property
     def steps(self) -> tuple[Step, ...]:

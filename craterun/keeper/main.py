@@ -43,6 +43,7 @@ class Kept:
     :ivar number: the supervisor's name for it
     :ivar cookie: where a successor finds its state; b"" if it ends with the supervisor
     :ivar pipes: what the supervisor gets as well: stdout, stderr, perhaps stdin
+    :ivar outputs: how many of the pipes are for output
     :ivar lock: descriptor of the locked state directory, or -1; held, not used
     :ivar terminal: socket by which the child passes its terminal out, or None
     :ivar error: read end of the error pipe, -1 once it has been read to its end
@@ -51,8 +52,8 @@ class Kept:
     """
 
     __slots__ = (
-        "abandoned", "buffer", "cookie", "error", "failure", "lock", "number", "pid", "pidfd",
-        "pipes",
+        "abandoned", "buffer", "cookie", "error", "failure", "lock", "number", "outputs", "pid",
+        "pidfd", "pipes",
         "start_time", "started", "status", "terminal",
     )  # fmt: skip
 
@@ -64,6 +65,7 @@ class Kept:
         self.pidfd = -1
         self.start_time = 0
         self.pipes: list[int] = []
+        self.outputs = 2
         self.error = -1
         self.terminal: Any = None
         self.buffer = b""
@@ -148,7 +150,7 @@ class Keeper:
         state directory, if ``flags`` says so (2).
         """
         self.release_all(released)
-        parts, clone_flags, cgroup, wants_stdin, owner, terminal = plan
+        parts, clone_flags, cgroup, wants_stdin, owner, terminal, merged = plan
         program = [self.load(part) if isinstance(part, bytes) else part for part in parts]
         join = fds.pop(0) if flags & 1 else -1
         kept = Kept(number, cookie, fds.pop(0) if flags & 2 else -1)
@@ -157,6 +159,7 @@ class Keeper:
         try:
             kept.error, error_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             child_ends.append(error_end)
+            kept.outputs = 1 if terminal or merged else 2
             given = (join,) if join >= 0 else ()
             if terminal:
                 kept.terminal, theirs = _socket_pair()
@@ -164,7 +167,7 @@ class Keeper:
                 given = (*given, child_ends[1])
                 streams = (-1, -1, -1)
             else:
-                streams = self.make_pipes(kept, child_ends, wants_stdin, owner)
+                streams = self.make_pipes(kept, child_ends, wants_stdin, owner, merged)
             born_in = -1
             if cgroup:
                 born_in = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -190,11 +193,11 @@ class Keeper:
         self.watch(kept.pidfd, kept)
 
     def make_pipes(
-        self, kept: Kept, child_ends: list[int], wants_stdin: bool, owner: int
+        self, kept: Kept, child_ends: list[int], wants_stdin: bool, owner: int, merged: bool
     ) -> tuple[int, int, int]:
         """Our ends into ``kept``, the child's into ``child_ends``; those for 0, 1 and 2."""
         ends = [-1]
-        for _ in (1, 2):
+        for _ in (1,) if merged else (1, 2):
             read_end, write_end = os.pipe2(os.O_CLOEXEC)
             kept.pipes.append(read_end)
             child_ends.append(write_end)
@@ -209,7 +212,7 @@ class Keeper:
             child_ends.append(ends[0])
             if owner:
                 _own(ends[0], owner)
-        return ends[0], ends[1], ends[2]
+        return ends[0], ends[1], ends[-1]
 
     def load(self, part: bytes) -> Any:
         """A part of a plan that comes again and again, decoded once."""
@@ -288,9 +291,9 @@ class Keeper:
             self.send((op.MSG_STARTED, kept.number, kept.pid, kept.start_time), fds)
             # Output pipes are held for a successor. The input pipe must not be: the container sees
             # its end when the last writer closes it, and that is the supervisor's decision.
-            for fd in kept.pipes[2:]:
+            for fd in kept.pipes[kept.outputs :]:
                 os.close(fd)
-            del kept.pipes[2:]
+            del kept.pipes[kept.outputs :]
 
     def follow(self, kept: Kept, pid: int) -> None:
         """The child forked inside the joined namespaces and ends; from now on ``pid`` counts."""
@@ -374,7 +377,11 @@ class Keeper:
                 continue
             head = (op.MSG_ADOPTED, kept.number, kept.pid, kept.start_time, kept.cookie)
             state = (kept.started, kept.status, kept.lock >= 0)
-            fds = [kept.pidfd, *((kept.lock,) if kept.lock >= 0 else ()), *kept.pipes[:2]]
+            fds = [
+                kept.pidfd,
+                *((kept.lock,) if kept.lock >= 0 else ()),
+                *kept.pipes[: kept.outputs],
+            ]
             self.send((*head, *state), fds)
         self.send((op.MSG_ADOPTED, -1), [])
 

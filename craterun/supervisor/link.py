@@ -36,17 +36,19 @@ class Launched:
     :ivar settled: it executed its command, or failed to (then ``failure`` is set)
     :ivar terminal: ``stdout`` is the terminal's master side, for reading and writing; there is no
         ``stderr`` and no ``stdin``
+    :ivar merged: there is no ``stderr``: what goes there comes by ``stdout``
     :ivar exited: it was reaped (then ``status`` is set), or the keeper is gone (``status`` is None)
     """
 
     __slots__ = (
-        "cookie", "exited", "failure", "lock", "number", "pid", "pidfd", "settled", "start_time",
-        "status", "stderr", "stdin", "stdout", "terminal",
+        "cookie", "exited", "failure", "lock", "merged", "number", "pid", "pidfd", "settled",
+        "start_time", "status", "stderr", "stdin", "stdout", "terminal",
     )  # fmt: skip
 
-    def __init__(self, number: int, *, terminal: bool = False) -> None:
+    def __init__(self, number: int, *, terminal: bool = False, merged: bool = False) -> None:
         self.number = number
         self.terminal = terminal
+        self.merged = merged
         self.pid = 0
         self.start_time = 0
         self.pidfd = Fd(-1)
@@ -105,13 +107,14 @@ class KeeperLink:
         :param join: pidfd of the container to join
         :param lock: locked state directory, which the keeper keeps locked
         """
-        launched = Launched(self._next, terminal=plan.terminal)
+        launched = Launched(self._next, terminal=plan.terminal, merged=plan.merged)
         self._next += 1
         self._launched[launched.number] = launched
         fds = [fd for fd in (join, lock) if fd >= 0]
         flags = (_HAS_PIDFD_TO_JOIN if join >= 0 else 0) | (_HAS_LOCK if lock >= 0 else 0)
         code = [part.code for part in plan.parts]
-        body = (code, plan.clone_flags, plan.cgroup, plan.stdin, plan.owner, plan.terminal)
+        streams = (plan.stdin, plan.owner, plan.terminal, plan.merged)
+        body = (code, plan.clone_flags, plan.cgroup, *streams)
         released, self._unreleased = self._unreleased, []
         try:
             await self._send((op.MSG_LAUNCH, launched.number, flags, cookie, body, released), fds)
@@ -204,7 +207,9 @@ class KeeperLink:
             for fd in (launched.pidfd, launched.stdout, launched.stderr):
                 fd.close()  # one adopted while it was still starting has them already
             # Without any stream: it was killed on its way to execve.
-            names = ("pidfd", "stdout", "stderr", "stdin")
+            names = ["pidfd", "stdout", "stderr", "stdin"]
+            if launched.merged:
+                names.remove("stderr")
             for name, fd in zip(names, fds, strict=False):
                 setattr(launched, name, fd)
             launched.settled.set()
@@ -225,7 +230,7 @@ class KeeperLink:
         launched.pidfd = fds.pop(0)
         if has_lock:
             launched.lock = fds.pop(0)
-        launched.terminal = len(fds) == 1
+        launched.terminal = bool(fds) and os.isatty(fds[0].fileno())
         for name, fd in zip(("stdout", "stderr"), fds, strict=False):
             setattr(launched, name, fd)
         if started:

@@ -84,7 +84,7 @@ def test_a_keeper_goes_on_until_then(keeper: SpawnedKeeper) -> None:
     assert keeper.process.poll() is None
 
 
-_PLAN = ((), 0, b"", False, 0)
+_PLAN = ((), 0, b"", False, 0, False, False)
 GARBAGE = {
     "no type": b"?",
     "undecodable": b"I\xff\xff",
