@@ -28,6 +28,7 @@ from craterun.state.records import overwrite_record, write_record
 from craterun.state.removed import note_removed
 from craterun.state.store import Store
 from craterun.supervisor.chronicle import Chronicle, with_oom
+from craterun.supervisor.doorway import keep_doorway
 from craterun.supervisor.pumps import DRAIN_SECONDS, LogReader, OutputLog, pump_output
 from craterun.supervisor.terminal import Terminal
 
@@ -203,6 +204,8 @@ class Container:
                     self._log.end(stream)
                 else:
                     watchers.start_soon(self._pump, pipe, stream)
+            if self._terminal is not None and not self._launched.stdout.closed:
+                watchers.start_soon(self._let_in)
             if self.record.timeout is not None and self.record.started is not None:
                 due = self.record.started + timedelta(seconds=self.record.timeout)
                 watchers.start_soon(self._stop_at, due)
@@ -231,6 +234,12 @@ class Container:
         """The pidfd tells that it ended; only its parent, the keeper, can tell how."""
         await trio.lowlevel.wait_readable(self._launched.pidfd.fileno())
         await self._launched.exited.wait()
+
+    async def _let_in(self) -> None:
+        try:
+            await keep_doorway(self.id, self._launched.stdout)
+        except OSError as error:
+            logger.warning("%s: nobody can attach to it: %s", self.id, error)
 
     async def _stop_at(self, due: datetime) -> None:
         """At that time, ask it to end; kill it if it does not."""
