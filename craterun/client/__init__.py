@@ -254,6 +254,10 @@ def _options(spec: Spec) -> list[str]:
     options += ["--merge-output"] if spec.merge_output else []
     options += ["--init"] if spec.init else []
     options += ["--rm"] if spec.auto_remove else []
+    options.append(f"--log-driver={spec.log.driver}")
+    if spec.log.driver == "file":
+        options.append(f"--log-max-size={spec.log.max_bytes}")
+        options.append(f"--log-max-files={spec.log.max_files}")
     return [*options, "--", *spec.command]
 
 
