@@ -42,7 +42,9 @@ class LogOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             )
 
 
-def parse_log_options(driver: str | None, max_size: str | None, max_files: int | None) -> LogOptions:
+def parse_log_options(
+    driver: str | None, max_size: str | None, max_files: int | None
+) -> LogOptions:
     """From the command line; None: not given.
 
     :param max_size: a size such as ``100m``; ``0`` or ``unlimited``: no bound

@@ -218,10 +218,11 @@ class LogCursor:
             self._judge(segment, stream, time_ns)
         phase = self._phases[stream]
         if phase is _Phase.SEEKING:
-            start = self._after_newline(segment, stream, start, end)
-            if start is None:
+            newline = self._after_newline(segment, stream, start, end)
+            if newline is None:
                 self.positions[stream] = end
                 return None
+            start = newline
             self._phases[stream] = _Phase.WITHIN
             if self._is_late(time_ns):
                 self._phases[stream] = _Phase.AFTER

@@ -1,9 +1,9 @@
 """``log.index``: when each chunk of output came, in which order; and how a log is divided.
 
 A log consists of *segments*, of which the last is being written. A segment is three files:
-``stdout.log``, ``stderr.log``, ``log.index``; when it is finished, each gets a suffix, the segment's
-serial: ``stdout.log.000001``. Offsets in an index are those in the segment's own files; marks at the
-beginning of every index but the first tell what came before. All entries have 24 bytes:
+``stdout.log``, ``stderr.log``, ``log.index``; when it is finished, each gets a suffix, the
+segment's serial: ``stdout.log.000001``. Offsets in an index are those in the segment's own files;
+marks at the beginning of every index but the first tell what came before. An entry has 24 bytes:
 
     u64 nanoseconds since the epoch | u64 offset | u32 length | u8 stream | u8 kind | two zero bytes
 
@@ -12,8 +12,9 @@ The order of what the writer does is what readers build upon:
 - A chunk's bytes are written before its entry. Log bytes that no entry covers are valid.
 - An index begins with its marks, and exists before any other file of its segment, but for the
   first segment's, which has no marks and comes after the first chunk.
-- A finished segment's index is renamed last. So as long as ``log.index`` is the index that a reader
-  has open, ``stdout.log`` and ``stderr.log`` belong to it; and once it has its suffix, so have they.
+- A finished segment's index is renamed last. So as long as ``log.index`` is the index that a
+  reader has open, ``stdout.log`` and ``stderr.log`` belong to it; and once it has its suffix, so
+  have they.
 - Of a segment that is dropped, the index goes first.
 """
 
@@ -125,7 +126,7 @@ def read_marks(index: int) -> tuple[int, dict[Stream, int]] | None:
 
 
 def entries_backward(index: int, end: int) -> Iterator[tuple[int, tuple[int, int, int, int, int]]]:
-    """All whole entries of an open index before byte ``end``, the last one first, with their places.
+    """All whole entries of an open index before byte ``end``, the last first, with their places.
 
     An entry is (time, offset, length, stream, kind).
     """

@@ -47,15 +47,13 @@ class Writer(Protocol):
     :ivar sizes: bytes of each stream that can be read again
     :ivar error: the failure that ended the logging, or None
     :ivar lost_bytes: what came after that
-    :ivar lossy: whether what is appended cannot be read again, so that readers have to be fed
     """
 
     sizes: dict[Stream, int]
     error: OSError | None
     lost_bytes: int
 
-    @property
-    def lossy(self) -> bool: ...
+    def is_lossy(self) -> bool: ...
 
     def append(self, stream: Stream, data: memoryview, time_ns: int) -> None: ...
 
@@ -74,12 +72,14 @@ def open_writer(directory: int, options: LogOptions, *, resume: bool) -> Writer:
 class NoLog:
     """Keeps nothing: only who is attached sees the output."""
 
-    lossy = True
-
     def __init__(self) -> None:
         self.sizes = dict.fromkeys(Stream, 0)
         self.error: OSError | None = None
         self.lost_bytes = 0
+
+    def is_lossy(self) -> bool:
+        """Always: what is appended cannot be read again, so that readers have to be fed."""
+        return True
 
     def append(self, stream: Stream, data: memoryview, time_ns: int) -> None:
         """Nothing."""
@@ -191,9 +191,8 @@ class LogWriter:
             mode = stat.S_IMODE(os.fstat(self._directory).st_mode)
             os.fchmod(self._directory, mode | _FAILED)
 
-    @property
-    def lossy(self) -> bool:
-        """Whether logging ended by an error. True stays true."""
+    def is_lossy(self) -> bool:
+        """Whether what is appended cannot be read again. True stays true."""
         return self.error is not None
 
     def has_failed(self) -> bool:

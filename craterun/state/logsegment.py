@@ -26,7 +26,7 @@ class Segment:
     def __init__(
         self, directory: int, serial: int, index: int, bases: dict[Stream, int], *, finished: bool
     ) -> None:
-        """Takes ``index``, a descriptor, or -1 for a segment that has none; borrows ``directory``."""
+        """Takes ``index``, a descriptor, or -1 if there is none; borrows ``directory``."""
         self.serial = serial
         self.bases = bases
         self.finished = finished

@@ -29,8 +29,7 @@ class _Search:
         self._open: set[Stream] = set()  # the start of a chosen line is still being looked for
         self._over = set(Stream) - wanted
 
-    @property
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         """Whether nothing further back matters."""
         return not self._left and not self._open
 
@@ -91,7 +90,7 @@ def find_tail(directory: int, lines: int, streams: Iterable[Stream] = Stream) ->
         while True:
             index_place = _search_segment(segment, search, place)
             serial = segment.serial
-            if search.done or serial == 1:
+            if search.is_done() or serial == 1:
                 break
             earlier = open_finished(directory, serial - 1)
             if earlier is None:
@@ -112,7 +111,7 @@ def _search_segment(segment: Segment, search: _Search, end: Place) -> int:
     for stream, low, high in _uncovered(segment, place, ends):
         search.take(segment, stream, low, high)
         reached[stream] = low
-    if search.done:
+    if search.is_done():
         return place
     for at, (_, offset, length, number, kind) in entries_backward(segment.index, place):
         if kind != Kind.CHUNK or number not in (1, 2):
@@ -124,7 +123,7 @@ def _search_segment(segment: Segment, search: _Search, end: Place) -> int:
         # Up to where the following chunk began: should the index have a gap, that is in between.
         search.take(segment, stream, low, max(low + length, reached[stream]))
         reached[stream] = low
-        if search.done:
+        if search.is_done():
             return at
     for stream in reversed(Stream):
         search.take(segment, stream, segment.bases[stream], reached[stream])

@@ -2,13 +2,13 @@
 
 The log is the only buffer. A pump moves bytes from the pipe to the log as fast as they come; a
 reader follows the log at its own pace, however slow, with a cursor of its own. So no reader ever
-holds up the container or another reader, and memory does not grow with what is unread. A reader that
-falls so far behind that rotation removes what it has not read is told how much that was.
+holds up the container or another reader, and memory does not grow with what is unread. A reader
+that falls so far behind that rotation removes what it has not read is told how much that was.
 
 Readers are fed directly, each through a bounded queue, in two cases. When the log has failed (disk
-full), what does not fit is counted as skipped. When no log is kept at all, the pump waits until every
-reader has room, so that nothing is lost: as in a shell's pipeline, a reader that stops then holds
-up the container.
+full), what does not fit is counted as skipped. When no log is kept at all, the pump waits until
+every reader has room, so that nothing is lost: as in a shell's pipeline, a reader that stops then
+holds up the container.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class OutputLog:
         """Log one chunk and wake the readers; or feed them, if there is no log any more."""
         before = self.writer.sizes[stream]
         self.writer.append(stream, data, time.time_ns())
-        if self.writer.lossy:
+        if self.writer.is_lossy():
             self.feed(stream, bytes(data[self.writer.sizes[stream] - before :]))
         self.announce(stream)
 
@@ -102,7 +102,7 @@ class OutputLog:
 
     @property
     def _lossless_feed(self) -> bool:
-        return self.writer.lossy and self.writer.error is None
+        return self.writer.is_lossy() and self.writer.error is None
 
     async def wait_end(self, stream: Stream) -> None:
         """Until `end`."""
@@ -211,7 +211,7 @@ async def pump_output(pipe: int, log: OutputLog, stream: Stream) -> None:
                 return
             log.append(stream, _buffer[:size])
             await log.wait_room(stream)
-            if size >= _BULK_BYTES and not log.writer.lossy:
+            if size >= _BULK_BYTES and not log.writer.is_lossy():
                 if not bulk:
                     bulk = True
                     _grow(pipe)
@@ -239,7 +239,7 @@ def _move_bulk(pipe: int, writer: Writer, stream: Stream) -> bytes:
     """
     buffer = memoryview(bytearray(CHUNK_BYTES))
     moved = 0
-    while moved < _BULK_ROUND_BYTES and not writer.lossy:
+    while moved < _BULK_ROUND_BYTES and not writer.is_lossy():
         try:
             size = os.readv(pipe, [buffer])
         except BlockingIOError:
@@ -248,7 +248,7 @@ def _move_bulk(pipe: int, writer: Writer, stream: Stream) -> bytes:
             break
         before = writer.sizes[stream]
         writer.append(stream, buffer[:size], time.time_ns())
-        if writer.lossy:
+        if writer.is_lossy():
             return bytes(buffer[writer.sizes[stream] - before : size])
         moved += size
     return b""

@@ -126,7 +126,9 @@ def test_everything_comes_back_in_order_whatever_the_segments(
         assert as_chunks(read(cursor)) == joined(chunks)
         assert sum(cursor.missed.values()) == 0
         if options is TIGHT:
-            assert all(e.stat(follow_symlinks=False).st_size <= MIN_MAX_BYTES for e in os.scandir(fd))
+            assert all(
+                e.stat(follow_symlinks=False).st_size <= MIN_MAX_BYTES for e in os.scandir(fd)
+            )
 
 
 @given(CHUNKS)

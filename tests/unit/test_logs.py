@@ -6,7 +6,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -318,10 +318,8 @@ def test_a_writer_killed_at_any_system_call_is_succeeded_without_gap_or_doubling
         with pytest.MonkeyPatch.context() as patch:
             for name in ("write", "rename", "open"):
                 patch.setattr(os, name, dying(getattr(os, name)))
-            try:
+            with suppress(Killed):
                 append(first, before)
-            except Killed:
-                pass
         reached = dict(first.sizes)
         first._close()
         second = LogWriter(fd, SMALL, resume=True)
