@@ -240,6 +240,8 @@ class LogWriter:
     def finish(self) -> None:
         """Make sure that both files exist, mark the end, and close all."""
         with self._writing:
+            if self._directory < 0:
+                return
             try:
                 if self.error is None:
                     if INDEX in self._files or self._index_bytes:
@@ -250,6 +252,7 @@ class LogWriter:
                 self._fail(error)
             finally:
                 self._close()
+                self._directory = -1  # its owner may close it now
 
     # --- segments -----------------------------------------------------------------------------
 

@@ -112,6 +112,9 @@ class OutputLog:
     def end(self, stream: Stream) -> None:
         """Nothing more will come on ``stream``."""
         self.ended[stream] = True
+        for reader in self._readers:
+            if reader.stream == stream:
+                reader.secure()
         self.announce(stream)
 
 
@@ -129,6 +132,7 @@ class LogReader:
         self._file = Fd(-1)
         self._base = 0
         self._offset = 0
+        self._secured: deque[tuple[Fd, int]] | None = None
         self._live: deque[bytes] = deque()
         self._live_bytes = 0
 
@@ -171,19 +175,40 @@ class LogReader:
                 return data
         before = -1 if self._file.closed else self._base
         self._file.close()
-        number, base = self._log.writer.locate(self.stream, self._offset)
-        self._file, self._base = Fd(number), base
-        if base > self._offset:  # what was in between has been removed
-            self.skipped_bytes += base - self._offset
-            self._offset = base
-        elif base == before:  # somebody truncated the file: what was in it cannot be had any more
-            end = self._log.writer.sizes[self.stream]
-            self.skipped_bytes += end - self._offset
-            self._offset = end
+        if self._secured is None:
+            number, self._base = self._log.writer.locate(self.stream, self._offset)
+            self._file = Fd(number)
+        elif self._secured:
+            self._file, self._base = self._secured.popleft()
+        if self._base > self._offset:  # what was in between has been removed
+            self._skip_to(self._base)
+        elif self._file.closed or (self._secured is None and self._base == before):
+            # Somebody truncated the file: what was in it cannot be had any more.
+            self._skip_to(self._log.writer.sizes[self.stream])
         return b""
+
+    def _skip_to(self, offset: int) -> None:
+        self.skipped_bytes += offset - self._offset
+        self._offset = offset
+
+    def secure(self) -> None:
+        """The stream has ended. Open all that is still unread: the container may be removed."""
+        end = self._log.writer.sizes[self.stream]
+        offset = self._offset
+        self._secured = deque()
+        try:
+            while offset < end:
+                number, base = self._log.writer.locate(self.stream, offset)
+                self._secured.append((Fd(number), base))
+                offset = max(base + os.fstat(number).st_size, offset + 1)
+        except OSError:
+            return  # too many open files, or a damaged folder: it will be counted as skipped
+        self._file.close()
 
     def close(self) -> None:
         """Stop reading."""
+        while self._secured:
+            self._secured.popleft()[0].close()
         self._log.forget(self)
         self._file.close()
 
