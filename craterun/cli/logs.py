@@ -11,14 +11,13 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from craterun.cli.listing import require_some
 from craterun.cli.output import complain
-from craterun.client.logs import Follower, OpenLog
 from craterun.core.errors import CraterunError, UsageError, printable
 from craterun.core.instants import parse_instant, rfc3339
 from craterun.state.logcursor import LogCursor, Piece, Place
 from craterun.state.logindex import Stream
 from craterun.state.logtail import find_tail, last_lines
+from craterun.state.openlog import OpenLog
 from craterun.state.store import Store, default_root
 
 _FLUSH_BYTES = 64 * 1024
@@ -63,7 +62,8 @@ def logs(
     merge
         Print both streams to stdout.
     """
-    require_some(containers)
+    if not containers:
+        raise UsageError("which container? Give at least one id, prefix or name")
     now = time.time_ns()
     view = _View(
         lines=_parse_tail(tail),
@@ -90,6 +90,8 @@ def logs(
             shown.append(_Shown(log, view, output, labels[number], number))
             opened.callback(shown[-1].close)
         if follow:
+            from craterun.client.logs import Follower
+
             outputs = [1] if merge else sorted({int(one) for one in view.streams})
             follower = Follower([one.log for one in shown], outputs)
             opened.callback(follower.close)

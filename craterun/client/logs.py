@@ -1,4 +1,4 @@
-"""Open the logs of containers and follow them, whoever writes and whoever removes them meanwhile.
+"""Follow the logs of containers, whoever writes and whoever removes them meanwhile.
 
 Synchronous; nothing polls. News of a log come by inotify. Its end comes as a mark in the log, or,
 where there is none (a container that wrote nothing, a supervisor and keeper that were killed), as
@@ -14,96 +14,16 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from craterun.core.errors import CraterunError, NoSuchContainerError, StateError
-from craterun.linux.watches import FolderWatches
-from craterun.state import readers
-from craterun.state.records import METADATA
-from craterun.state.store import Store
+from craterun.core.errors import CraterunError
+from craterun.state.openlog import OpenLog
+
+if TYPE_CHECKING:
+    from craterun.linux.watches import FolderWatches
 
 _ENDED = struct.Struct("I")
 _GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
-
-
-class OpenLog:
-    """A container's folder, kept from being deleted for as long as this is open.
-
-    :ivar id: the container's
-    :ivar directory: the folder's descriptor
-    """
-
-    def __init__(self, store: Store, text: str) -> None:
-        """:param text: id, prefix or name
-        :raises NoSuchContainerError: there is none
-        :raises CraterunError: it keeps no log
-        """
-        self.id = store.resolve(text)
-        self._store = store
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            self.directory = os.open(store.path(self.id), flags)
-        except FileNotFoundError:
-            raise self._removed() from None
-        try:
-            self._held = readers.hold(self.directory)
-            # In this order: see state.readers. Not there: being removed, or damaged; the end tells.
-            self._safe = self._held and self._has_record()
-            self._check_driver()
-        except BaseException:
-            self.close()
-            raise
-
-    def _has_record(self) -> bool:
-        try:
-            os.stat(METADATA, dir_fd=self.directory, follow_symlinks=False)
-        except OSError:
-            return False
-        return True
-
-    def _check_driver(self) -> None:
-        try:
-            record = self._store.load(self.id)
-        except (StateError, NoSuchContainerError):
-            return  # the log may be there all the same
-        if record.log.driver == "none":
-            raise CraterunError(
-                f"container {self.id} keeps no log (it was run with --log-driver none)"
-            )
-
-    def _removed(self) -> NoSuchContainerError:
-        return NoSuchContainerError(f"container {self.id} was removed before its log could be read")
-
-    def check_whole(self) -> None:
-        """After reading: raise if the folder was being deleted meanwhile.
-
-        :raises NoSuchContainerError: it was, so that what was read may lack something
-        """
-        if not self._safe and os.fstat(self.directory).st_nlink == 0:
-            raise self._removed()
-
-    def is_supervised(self) -> bool:
-        """Whether anybody may still write to it."""
-        fd = self.reopen()
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        else:
-            return False
-        finally:
-            os.close(fd)
-
-    def reopen(self) -> int:
-        """Another descriptor of the folder, for a lock of its own; the caller's."""
-        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.directory)
-
-    def close(self) -> None:
-        """Let go of it; if it was removed meanwhile and nobody else reads it, delete it."""
-        if self.directory >= 0:
-            readers.release(self.directory)
-            readers.discard_own(self._store.root, self.id, self.directory)
-            os.close(self.directory)
-            self.directory = -1
 
 
 class Follower:
@@ -117,10 +37,10 @@ class Follower:
         self._outputs = outputs
         self._over: set[int] = set()
         self._fresh = set(self._logs)
-        self._watches = FolderWatches()
+        self._watches = _watches()
         self._ends, self._report = os.pipe()
         try:
-            self._watched = {self._watches.add(log.directory): n for n, log in self._logs.items()}
+            self._watched = {self._watch(log): n for n, log in self._logs.items()}
             for number, log in self._logs.items():
                 if not log.is_supervised():
                     self._over.add(number)
@@ -131,6 +51,16 @@ class Follower:
         except BaseException:
             self.close()
             raise
+
+    def _watch(self, log: OpenLog) -> int:
+        try:
+            return self._watches.add(log.directory)
+        except OSError as error:
+            raise CraterunError(
+                f"cannot follow the log of container {log.id}: {os.strerror(error.errno or 0)}; "
+                "this user's programs watch too many directories: raise "
+                "/proc/sys/fs/inotify/max_user_watches"
+            ) from error
 
     def run(
         self, show: Callable[[int, bool], bool], flush: Callable[[], None], until_ns: int | None
@@ -184,6 +114,18 @@ class Follower:
         """Stop waiting. A thread that still waits for a lock goes on until that is free."""
         self._watches.close()
         os.close(self._ends)
+
+
+def _watches() -> FolderWatches:
+    from craterun.linux.watches import FolderWatches  # what only prints needs no ctypes
+
+    try:
+        return FolderWatches()
+    except OSError as error:
+        raise CraterunError(
+            f"cannot follow logs: {os.strerror(error.errno or 0)}; this user's programs have too "
+            "many inotify instances: raise /proc/sys/fs/inotify/max_user_instances"
+        ) from error
 
 
 def _wait_unlocked(fd: int, number: int, report: int) -> None:

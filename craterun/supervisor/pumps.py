@@ -60,6 +60,8 @@ class OutputLog:
         """A reader of everything that ``stream`` holds and will hold. Close it after use."""
         reader = LogReader(self, stream)
         self._readers.append(reader)
+        if self.ended[stream]:
+            reader.secure()
         return reader
 
     def forget(self, reader: LogReader) -> None:
