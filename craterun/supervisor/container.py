@@ -248,6 +248,8 @@ class Container:
             while not self._log.ended[stream]:
                 with trio.move_on_after(DRAIN_SECONDS) as patience:
                     await self._log.wait_end(stream)
+                if self._log.is_held_up(stream):
+                    continue
                 if patience.cancelled_caught and not _unread_bytes(pipe.fileno()):
                     self._note(
                         f"{stream.name.lower()} was still held open by a process outside of the "

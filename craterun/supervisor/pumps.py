@@ -52,6 +52,7 @@ class OutputLog:
     def __init__(self, writer: Writer) -> None:
         self.writer = writer
         self._room = trio.lowlevel.ParkingLot()
+        self._held_up: set[Stream] = set()
         self.ended = dict.fromkeys(Stream, False)
         self._news = {stream: trio.lowlevel.ParkingLot() for stream in Stream}
         self._readers: list[LogReader] = []
@@ -100,7 +101,13 @@ class OutputLog:
         while self._lossless_feed and any(
             reader.stream == stream and reader.is_full for reader in self._readers
         ):
+            self._held_up.add(stream)
             await self._room.park()
+        self._held_up.discard(stream)
+
+    def is_held_up(self, stream: Stream) -> bool:
+        """Whether the pump of ``stream`` waits for a reader, and not for the container."""
+        return stream in self._held_up
 
     @property
     def _lossless_feed(self) -> bool:
@@ -195,6 +202,8 @@ class LogReader:
 
     def secure(self) -> None:
         """The stream has ended. Open all that is still unread: the container may be removed."""
+        if self._secured is not None:
+            return
         end = self._log.writer.sizes[self.stream]
         offset = self._offset
         self._secured = deque()
