@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.leaks import Footprint, reap_orphans, take_footprint
 
@@ -172,3 +173,7 @@ def craterun(state_root: Path) -> CommandLine:
 def cli_environment(state_root: Path, env: dict[str, str] | None = None) -> dict[str, str]:
     """The environment for a command line that a test starts by itself (Popen)."""
     return {**os.environ, "CRATERUN_ROOT": str(state_root), **(env or {})}
+
+
+settings.register_profile("craterun", deadline=None)  # the machine may be busy
+settings.load_profile("craterun")

@@ -46,7 +46,7 @@ _COMMANDS = {
     "run": ("run:run", "Run a command in a new container."),
     "exec": ("execute:execute", "Run a further command in a running container."),
     "ps": ("listing:ps", "List containers."),
-    "logs": ("listing:logs", "Print what a container wrote."),
+    "logs": ("logs:logs", "Print or follow what containers wrote."),
     "inspect": ("listing:inspect", "Print all that is known of containers, as JSON."),
     "events": ("events:events", "Print what happened to containers, or follow what happens."),
     "stats": ("stats:stats", "Show what containers use, live."),

@@ -1,8 +1,7 @@
-"""ps, logs, inspect: commands that read."""
+"""ps, inspect: commands that tell what there is."""
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated, Literal
 
@@ -15,11 +14,9 @@ from craterun.core.errors import CraterunError
 from craterun.core.life import State
 from craterun.core.oom import kills_text
 from craterun.core.units import age
-from craterun.state.logs import FILES, INDEX, Stream, read_index
 from craterun.state.store import Store, default_root
 
 _COMMAND_WIDTH = 40
-_CHUNK_BYTES = 1024 * 1024
 
 
 def ps(
@@ -117,55 +114,6 @@ def _as_json(store: Store, observed: Observed) -> dict[str, object]:
 
 def _json(value: object) -> str:
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
-
-
-def logs(container: str) -> int:
-    """Print what a container wrote: its stdout to stdout, its stderr to stderr, byte for byte.
-
-    The two are interleaved in the order in which they were read.
-
-    Parameters
-    ----------
-    container
-        Id, prefix or name.
-    """
-    store = Store(default_root())
-    directory = store.path(store.resolve(container))
-    files: dict[Stream, int] = {}
-    try:
-        for stream, name in FILES.items():
-            try:
-                files[stream] = os.open(
-                    os.path.join(directory, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-                )
-            except FileNotFoundError:
-                continue  # nothing was written to it yet
-        ends = {stream: os.fstat(fd).st_size for stream, fd in files.items()}
-        done = dict.fromkeys(files, 0)
-        try:
-            for entry in read_index(os.path.join(directory, INDEX)):
-                if entry.stream in files and entry.offset == done[entry.stream]:
-                    upto = min(entry.offset + entry.length, ends[entry.stream])
-                    _copy(files[entry.stream], entry.stream, done[entry.stream], upto)
-                    done[entry.stream] = upto
-        except (FileNotFoundError, ValueError):
-            pass  # without an index, or with a damaged one, the logs are still whole
-        for stream, fd in files.items():
-            _copy(fd, stream, done[stream], ends[stream])
-    finally:
-        for fd in files.values():
-            os.close(fd)
-    return 0
-
-
-def _copy(fd: int, to: int, start: int, end: int) -> None:
-    while start < end:
-        data = memoryview(os.pread(fd, min(_CHUNK_BYTES, end - start), start))
-        if not data:
-            return
-        start += len(data)
-        while data:
-            data = data[os.write(to, data) :]
 
 
 def require_some(containers: tuple[str, ...]) -> None:

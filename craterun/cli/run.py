@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -13,6 +13,7 @@ from craterun.cli.limits import LimitOptions
 from craterun.cli.window import DEFAULT_WINDOW, default_term, our_window
 from craterun.core.errors import CraterunError, UsageError
 from craterun.core.limits import Limits
+from craterun.core.logoptions import parse_log_options
 from craterun.core.spec import HOST_ROOTFS, Spec
 from craterun.core.units import parse_env, parse_env_file, parse_signal
 from craterun.state.store import default_root
@@ -42,6 +43,9 @@ def run(
     timeout: float | None = None,
     stop_signal: str = "TERM",
     stop_timeout: float = 10.0,
+    log_driver: Literal["file", "none"] | None = None,
+    log_max_size: str | None = None,
+    log_max_files: int | None = None,
 ) -> int:
     """Run a command in a new container, and exit with its exit code.
 
@@ -100,6 +104,13 @@ def run(
         What asks the command to end, after --timeout and by craterun stop: a name or a number.
     stop_timeout
         Seconds that it has to end then, before SIGKILL.
+    log_driver
+        "file": keep the output in files, for `craterun logs` (the default). "none": keep nothing;
+        then only --attach shows the output, and a reader that stops holds the command up.
+    log_max_size
+        Begin new log files before one gets larger; default: 100m. 0 or "unlimited": never.
+    log_max_files
+        How many log files of each kind to keep, the newest; default: 3.
     """
     if attach and detach:
         raise UsageError("--attach and --detach exclude each other")
@@ -129,6 +140,7 @@ def run(
         timeout=timeout,
         stop_signal=parse_signal(stop_signal),
         stop_seconds=stop_timeout,
+        log=parse_log_options(log_driver, log_max_size, log_max_files),
     )
     spec.check()
     from craterun.linux.userns import become_root

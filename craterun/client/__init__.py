@@ -32,7 +32,9 @@ from craterun.core.life import ExitStatus
 from craterun.core.spec import Spec
 from craterun.linux.fd import Fd
 from craterun.linux.proc import open_process
-from craterun.state.logs import FILES, Stream
+from craterun.state.logcursor import LogCursor
+from craterun.state.logindex import Stream
+from craterun.state.openlog import OpenLog
 from craterun.state.store import Store, default_root
 
 if TYPE_CHECKING:
@@ -112,12 +114,12 @@ class Client:
         )
 
     async def read_log(self, container: str, stream: Stream) -> bytes:
-        """All that the container has written to ``stream`` so far."""
-        path = anyio.Path(self.store.path(self.store.resolve(container))) / FILES[stream]
-        try:
-            return await path.read_bytes()
-        except FileNotFoundError:
-            return b""
+        """All that the container has written to ``stream`` so far and rotation has not removed.
+
+        :raises NoSuchContainerError: there is none
+        :raises CraterunError: it keeps no log
+        """
+        return await self._call(_read_log, container, stream)
 
     async def kill(self, container: str, number: int = 9) -> None:
         """Send a signal to the container's first process.
@@ -232,6 +234,21 @@ class Client:
         return [local.observe(self.store, record) for record in records]
 
 
+def _read_log(store: Store, container: str, stream: Stream) -> bytes:
+    log = OpenLog(store, container)
+    try:
+        cursor = LogCursor(log.directory, streams=[stream])
+        try:
+            cursor.stop_here()
+            content = b"".join(piece.data for piece in cursor.read(final=True))
+        finally:
+            cursor.close()
+        log.check_whole()
+        return content
+    finally:
+        log.close()
+
+
 def _options(spec: Spec) -> list[str]:
     """``spec`` as arguments of the command line."""
     if spec.interactive:
@@ -254,6 +271,10 @@ def _options(spec: Spec) -> list[str]:
     options += ["--merge-output"] if spec.merge_output else []
     options += ["--init"] if spec.init else []
     options += ["--rm"] if spec.auto_remove else []
+    options.append(f"--log-driver={spec.log.driver}")
+    if spec.log.driver == "file":
+        options.append(f"--log-max-size={spec.log.max_bytes}")
+        options.append(f"--log-max-files={spec.log.max_files}")
     return [*options, "--", *spec.command]
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import msgspec
 
+from craterun.core.logoptions import LogOptions
 from craterun.core.units import signal_name
 
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -123,6 +124,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     stop_signal: int = 15
     stop_seconds: float = 10.0
     cgroups: tuple[str, ...] = ()
+    log: LogOptions = LogOptions()
     error: str | None = None
 
     @property

@@ -9,6 +9,7 @@ import msgspec
 from craterun.core.capabilities import CAPABILITIES, DEFAULT_CAPABILITIES
 from craterun.core.errors import UsageError, printable
 from craterun.core.limits import Limits
+from craterun.core.logoptions import LogOptions
 from craterun.core.units import argument_bytes, parse_env, parse_hostname, parse_name
 
 HOST_ROOTFS = "host"
@@ -50,6 +51,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     :ivar stop_signal: what asks it to end, by the timeout and by ``craterun stop``
     :ivar stop_seconds: how long it has to end then, before SIGKILL
     :ivar oom_score_adj: -1000 to 1000, proc(5): whom the kernel prefers to kill
+    :ivar log: how the output is kept
     """
 
     command: tuple[str, ...]
@@ -72,6 +74,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     timeout: float | None = None
     stop_signal: int = 15
     stop_seconds: float = 10.0
+    log: LogOptions = LogOptions()
 
     def check(self) -> None:
         """Raise `UsageError` for what no host could run."""
@@ -92,6 +95,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise UsageError(f"--timeout {self.timeout:g} is not a number of seconds to run for")
         if not 0 <= self.stop_seconds < MAX_SECONDS:
             raise UsageError(f"--stop-timeout {self.stop_seconds:g} is not a number of seconds")
+        self.log.check()
         check_process(self.command, self.env, self.workdir)
 
 

@@ -3,6 +3,7 @@
     <root>/<id>/metadata.json   the record (`state.records`)
     <root>/<id>/stdout.log …    the output (`state.logs`)
     <root>/.names/<name>        symlink to the id: names are claimed by creating it
+    <root>/.trash/<id>          removed, but somebody still reads its log (`state.readers`)
     <root>/.removed             how containers run with --rm ended, for those who wait for them
 
 Whoever supervises a container holds flock(2) on its folder. The kernel drops the lock with the last
@@ -30,6 +31,7 @@ from craterun.core.errors import (
 )
 from craterun.core.life import Record
 from craterun.core.units import is_id, is_id_prefix, is_name
+from craterun.state import readers
 from craterun.state.records import FILE_NAMES, read_record, write_record
 
 _NAMES = ".names"
@@ -108,7 +110,10 @@ class Store:
             # metadata.json goes first: from then on, no list shows the container.
             with suppress(IsADirectoryError):
                 _unlink(os.path.join(self.path(container_id), "metadata.json"))
-            _remove_tree(self.path(container_id))
+            path = self.path(container_id)
+            if not (readers.has_readers(path) and readers.put_aside(self.root, container_id)):
+                _remove_tree(path)
+            readers.sweep(self.root)
         except FileNotFoundError:
             pass
         except OSError as error:

@@ -23,7 +23,7 @@ from craterun.linux import cgroup, freezer
 from craterun.linux.fd import Fd
 from craterun.linux.proc import boot_id
 from craterun.state.journal import Told
-from craterun.state.logs import LogWriter, Stream
+from craterun.state.logs import Stream, open_writer
 from craterun.state.records import overwrite_record, write_record
 from craterun.state.removed import note_removed
 from craterun.state.store import Store
@@ -72,7 +72,7 @@ class Container:
         self._store = store
         self._launched = launched
         self._directory = directory
-        self._log = OutputLog(LogWriter(directory.fileno(), resume=adopted))
+        self._log = OutputLog(open_writer(directory.fileno(), record.log, resume=adopted))
         self._services = services
         self._written: Record | None = None
         self._finished = trio.Event()
@@ -257,6 +257,8 @@ class Container:
             while not self._log.ended[stream]:
                 with trio.move_on_after(DRAIN_SECONDS) as patience:
                     await self._log.wait_end(stream)
+                if self._log.is_held_up(stream):
+                    continue
                 if patience.cancelled_caught and not _unread_bytes(pipe.fileno()):
                     self._note(
                         f"{stream.name.lower()} was still held open by a process outside of the "
@@ -289,11 +291,8 @@ class Container:
             self._note(f"cgroups still in use: {', '.join(left)}")
         writer = self._log.writer
         writer.finish()
-        if writer.error is not None:
-            self._note(
-                f"the log is incomplete: {os.strerror(writer.error.errno or 0)}; "
-                f"{writer.lost_bytes} bytes of output were not logged"
-            )
+        if (complaint := writer.complaint()) is not None:
+            self._note(complaint)
         record = self._ended(status)
         try:
             if record.auto_remove:

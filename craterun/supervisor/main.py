@@ -389,6 +389,7 @@ def _first_record(
         created=datetime.now(UTC),
         limits=spec.limits.as_text(),
         cgroups=cgroups.paths,
+        log=spec.log,
     )
 
 

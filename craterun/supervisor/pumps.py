@@ -2,9 +2,13 @@
 
 The log is the only buffer. A pump moves bytes from the pipe to the log as fast as they come; a
 reader follows the log at its own pace, however slow, with a cursor of its own. So no reader ever
-holds up the container or another reader, none loses a byte, and memory does not grow with what is
-unread. Only when the log itself has failed (disk full) are readers fed directly, each through a
-bounded queue, with what does not fit counted as skipped.
+holds up the container or another reader, and memory does not grow with what is unread. A reader
+that falls so far behind that rotation removes what it has not read is told how much that was.
+
+Readers are fed directly, each through a bounded queue, in two cases. When the log has failed (disk
+full), what does not fit is counted as skipped. When no log is kept at all, the pump waits until
+every reader has room, so that nothing is lost: as in a shell's pipeline, a reader that stops then
+holds up the container.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from collections import deque
 import trio
 
 from craterun.linux.fd import Fd
-from craterun.state.logs import LogWriter, Stream
+from craterun.state.logs import Stream, Writer
 
 CHUNK_BYTES = 256 * 1024
 """One read at most; what a chunk costs is spread over that many bytes."""
@@ -45,8 +49,10 @@ _bulk_threads = trio.CapacityLimiter(4)
 class OutputLog:
     """One container's log while it is written: the writer, and how readers learn of news."""
 
-    def __init__(self, writer: LogWriter) -> None:
+    def __init__(self, writer: Writer) -> None:
         self.writer = writer
+        self._room = trio.lowlevel.ParkingLot()
+        self._held_up: set[Stream] = set()
         self.ended = dict.fromkeys(Stream, False)
         self._news = {stream: trio.lowlevel.ParkingLot() for stream in Stream}
         self._readers: list[LogReader] = []
@@ -55,11 +61,14 @@ class OutputLog:
         """A reader of everything that ``stream`` holds and will hold. Close it after use."""
         reader = LogReader(self, stream)
         self._readers.append(reader)
+        if self.ended[stream]:
+            reader.secure()
         return reader
 
     def forget(self, reader: LogReader) -> None:
         """Drop a closed reader."""
         self._readers.remove(reader)
+        self.made_room()
 
     def announce(self, stream: Stream) -> None:
         """Wake readers of ``stream``."""
@@ -73,7 +82,7 @@ class OutputLog:
         """Log one chunk and wake the readers; or feed them, if there is no log any more."""
         before = self.writer.sizes[stream]
         self.writer.append(stream, data, time.time_ns())
-        if self.writer.error is not None:
+        if self.writer.is_lossy():
             self.feed(stream, bytes(data[self.writer.sizes[stream] - before :]))
         self.announce(stream)
 
@@ -83,6 +92,27 @@ class OutputLog:
             if reader.stream == stream:
                 reader.offer(data)
 
+    def made_room(self) -> None:
+        """A reader has taken something, or has left."""
+        self._room.unpark_all()
+
+    async def wait_room(self, stream: Stream) -> None:
+        """If there is no log, and none was lost: until all readers of ``stream`` have room."""
+        while self._lossless_feed and any(
+            reader.stream == stream and reader.is_full for reader in self._readers
+        ):
+            self._held_up.add(stream)
+            await self._room.park()
+        self._held_up.discard(stream)
+
+    def is_held_up(self, stream: Stream) -> bool:
+        """Whether the pump of ``stream`` waits for a reader, and not for the container."""
+        return stream in self._held_up
+
+    @property
+    def _lossless_feed(self) -> bool:
+        return self.writer.is_lossy() and self.writer.error is None
+
     async def wait_end(self, stream: Stream) -> None:
         """Until `end`."""
         while not self.ended[stream]:
@@ -91,13 +121,17 @@ class OutputLog:
     def end(self, stream: Stream) -> None:
         """Nothing more will come on ``stream``."""
         self.ended[stream] = True
+        for reader in self._readers:
+            if reader.stream == stream:
+                reader.secure()
         self.announce(stream)
 
 
 class LogReader:
     """A cursor on one stream of a log that is still being written.
 
-    :ivar skipped_bytes: what did not fit into the queue after the log had failed
+    :ivar skipped_bytes: what did not fit into the queue after the log had failed, and what rotation
+        had removed before it was read
     """
 
     def __init__(self, log: OutputLog, stream: Stream) -> None:
@@ -105,7 +139,9 @@ class LogReader:
         self.skipped_bytes = 0
         self._log = log
         self._file = Fd(-1)
+        self._base = 0
         self._offset = 0
+        self._secured: deque[tuple[Fd, int]] | None = None
         self._live: deque[bytes] = deque()
         self._live_bytes = 0
 
@@ -117,29 +153,73 @@ class LogReader:
             self._live.append(data)
             self._live_bytes += len(data)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether another chunk might not fit into the queue."""
+        return self._live_bytes > _LIVE_QUEUE_BYTES - CHUNK_BYTES
+
     async def receive(self) -> bytes:
         """The next bytes, at most CHUNK_BYTES; b"" at the end."""
         while True:
             if self._offset < self._log.writer.sizes[self.stream]:
-                if self._file.closed:
-                    self._file = Fd(self._log.writer.reader(self.stream))
-                data = os.pread(self._file.fileno(), CHUNK_BYTES, self._offset)
-                if not data:  # somebody truncated the file: what was in it cannot be had any more
-                    self.skipped_bytes += self._log.writer.sizes[self.stream] - self._offset
-                    self._offset = self._log.writer.sizes[self.stream]
-                    continue
-                self._offset += len(data)
-                return data
+                data = self._read()
+                if data:
+                    return data
+                continue
             if self._live:
                 data = self._live.popleft()
                 self._live_bytes -= len(data)
+                self._log.made_room()
                 return data
             if self._log.ended[self.stream]:
                 return b""
             await self._log.wait_news(self.stream)
 
+    def _read(self) -> bytes:
+        """The next bytes from the log; b"" if they are in another file, or nowhere any more."""
+        if not self._file.closed:
+            data = os.pread(self._file.fileno(), CHUNK_BYTES, self._offset - self._base)
+            self._offset += len(data)
+            if data:
+                return data
+        before = -1 if self._file.closed else self._base
+        self._file.close()
+        if self._secured is None:
+            number, self._base = self._log.writer.locate(self.stream, self._offset)
+            self._file = Fd(number)
+        elif self._secured:
+            self._file, self._base = self._secured.popleft()
+        if self._base > self._offset:  # what was in between has been removed
+            self._skip_to(self._base)
+        elif self._file.closed or (self._secured is None and self._base == before):
+            # Somebody truncated the file: what was in it cannot be had any more.
+            self._skip_to(self._log.writer.sizes[self.stream])
+        return b""
+
+    def _skip_to(self, offset: int) -> None:
+        self.skipped_bytes += offset - self._offset
+        self._offset = offset
+
+    def secure(self) -> None:
+        """The stream has ended. Open all that is still unread: the container may be removed."""
+        if self._secured is not None:
+            return
+        end = self._log.writer.sizes[self.stream]
+        offset = self._offset
+        self._secured = deque()
+        try:
+            while offset < end:
+                number, base = self._log.writer.locate(self.stream, offset)
+                self._secured.append((Fd(number), base))
+                offset = max(base + os.fstat(number).st_size, offset + 1)
+        except OSError:
+            return  # too many open files, or a damaged folder: it will be counted as skipped
+        self._file.close()
+
     def close(self) -> None:
         """Stop reading."""
+        while self._secured:
+            self._secured.popleft()[0].close()
         self._log.forget(self)
         self._file.close()
 
@@ -166,7 +246,8 @@ async def pump_output(pipe: int, log: OutputLog, stream: Stream) -> None:
             if size == 0:
                 return
             log.append(stream, _buffer[:size])
-            if size >= _BULK_BYTES:
+            await log.wait_room(stream)
+            if size >= _BULK_BYTES and not log.writer.is_lossy():
                 if not bulk:
                     bulk = True
                     _grow(pipe)
@@ -187,14 +268,14 @@ def _grow(pipe: int) -> None:
         return
 
 
-def _move_bulk(pipe: int, writer: LogWriter, stream: Stream) -> bytes:
+def _move_bulk(pipe: int, writer: Writer, stream: Stream) -> bytes:
     """In a thread, away from the event loop: move what is there, up to one round's worth.
 
     Returns what the log did not take because it failed; from then on the event loop does all.
     """
     buffer = memoryview(bytearray(CHUNK_BYTES))
     moved = 0
-    while moved < _BULK_ROUND_BYTES and not writer.has_failed():
+    while moved < _BULK_ROUND_BYTES and not writer.is_lossy():
         try:
             size = os.readv(pipe, [buffer])
         except BlockingIOError:
@@ -203,7 +284,7 @@ def _move_bulk(pipe: int, writer: LogWriter, stream: Stream) -> bytes:
             break
         before = writer.sizes[stream]
         writer.append(stream, buffer[:size], time.time_ns())
-        if writer.has_failed():
+        if writer.is_lossy():
             return bytes(buffer[writer.sizes[stream] - before : size])
         moved += size
     return b""

@@ -254,7 +254,7 @@ def test_patience_that_is_no_time_is_refused(cli: Cli) -> None:
     "arguments",
     [("nosuch",), ("--nosuch",), ("run", "--nosuch", "--", "true"), ("run",), ("run", "--"),
      ("run", "--", ""), ("run", "--rootfs"), ("run", "-a", "-d", "--", "true"),
-     ("run", "-i", "-d", "--", "true"), ("exec",), ("logs",), ("logs", "a", "b"), ("rm",),
+     ("run", "-i", "-d", "--", "true"), ("exec",), ("logs",), ("rm",),
      ("kill",), ("stop",), ("wait",), ("inspect",), ("ps", "extra"), ("ps", "--format", "xml"),
      ("--root",), ("--root=", "run", "--rootfs", "", "--", "true")],
 )  # fmt: skip
