@@ -44,6 +44,7 @@ app = App(
 
 _COMMANDS = {
     "run": ("run:run", "Run a command in a new container."),
+    "attach": ("attach:attach", "Join a running container, and type into its terminal."),
     "exec": ("execute:execute", "Run a further command in a running container."),
     "ps": ("listing:ps", "List containers."),
     "logs": ("logs:logs", "Print or follow what containers wrote."),

@@ -6,7 +6,7 @@ import os
 import select
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -110,6 +110,34 @@ def logs(
                 complain(str(error))
                 failed = True
     return 125 if failed else 0
+
+
+def follow_all(log: OpenLog, from_start: bool) -> None:
+    """Print both streams as they are until they end; takes ``log``.
+
+    :param from_start: also what was written before now
+    """
+    from craterun.client.logs import Follower
+
+    view = _View(
+        lines=None if from_start else 0,
+        since_ns=None,
+        until_ns=None,
+        timestamps=False,
+        streams=list(Stream),
+        merge=False,
+    )
+    output = Output()
+    with ExitStack() as opened:
+        opened.callback(log.close)
+        shown = _Shown(log, view, output, "", 0)
+        opened.callback(shown.close)
+        follower = Follower([log], [1, 2])
+        opened.callback(follower.close)
+        shown.begin(follow=True)
+        with suppress(BrokenPipeError):
+            follower.run(lambda _, over: shown.show(over=over), output.flush, None)
+            output.flush()
 
 
 def _parse_tail(text: str) -> int | None:

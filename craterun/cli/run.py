@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from craterun.cli.limits import LimitOptions
 from craterun.cli.window import DEFAULT_WINDOW, default_term, our_window
 from craterun.core.errors import CraterunError, UsageError
+from craterun.core.keys import parse_keys
 from craterun.core.limits import Limits
 from craterun.core.logoptions import parse_log_options
 from craterun.core.spec import HOST_ROOTFS, Spec
@@ -30,6 +31,7 @@ def run(
     user: Annotated[str | None, Parameter(name=["--user", "-u"])] = None,
     interactive: Annotated[bool, Parameter(name=["--interactive", "-i"])] = False,
     tty: Annotated[bool, Parameter(name=["--tty", "-t"])] = False,
+    detach_keys: Annotated[str | None, Parameter(env_var="CRATERUN_DETACH_KEYS")] = None,
     merge_output: bool = False,
     attach: Annotated[bool, Parameter(name=["--attach", "-a"])] = False,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
@@ -77,6 +79,9 @@ def run(
     tty
         Give the command a terminal, and show it on ours (unless --detach). With --interactive, ours
         is in raw mode meanwhile: every key goes to the command, Ctrl-C and Ctrl-Z as well.
+    detach_keys
+        With --tty and --interactive: keys that leave the container's terminal and let it go on in
+        the background, such as ctrl-p,ctrl-q; craterun attach joins it again. Off by default.
     merge_output
         One pipe for the command's stdout and stderr, so that their order is certain. All of it is
         logged as stdout.
@@ -119,6 +124,7 @@ def run(
     if limits is not None and limits.cpu is not None and command and command[0].isdigit():
         # Unquoted, the period is taken for the command's name.
         raise UsageError(f"--cpu takes one argument: --cpu '{limits.cpu} {command[0]}'")
+    keys = parse_keys(detach_keys) if detach_keys and tty and interactive else b""
     variables = _environment(env or [], env_file or [])
     spec = Spec(
         command=command,
@@ -148,11 +154,17 @@ def run(
     root = default_root()  # that of the real user: from here on, everybody is root
     become_root()
     with _CidFile(cidfile) as cid:
-        if detach:
+        if detach or keys:
             from craterun.cli.background import start_detached
 
             container_id = start_detached(spec, root)
             cid.write(container_id)
+            if keys:
+                from craterun.cli.attach import attach_to
+
+                return attach_to(
+                    container_id, root, from_start=True, typing=True, proxy=True, keys=keys
+                )
             print(container_id)
             return 0
         return _run_in_foreground(spec, root, cid, attach=attach or tty, quiet=quiet)

@@ -10,6 +10,7 @@ import trio
 
 from craterun.cli.streams import read_stdin
 from craterun.cli.window import our_window
+from craterun.core.keys import KeyMatcher
 from craterun.linux.fd import Fd
 from craterun.linux.terminal import RawMode
 
@@ -17,11 +18,18 @@ _END_OF_TRANSMISSION = b"\x04"
 
 
 @asynccontextmanager
-async def shown(resize: Callable[[int, int], None], target: Fd | None) -> AsyncIterator[None]:
+async def shown(
+    resize: Callable[[int, int], None],
+    target: Fd | None,
+    *,
+    keys: bytes = b"",
+    detached: trio.Event | None = None,
+) -> AsyncIterator[None]:
     """Connect our terminal for as long as the block runs; it is as it was afterwards.
 
     :param resize: called with the new size whenever our window changes
     :param target: the master side to type into; taken. None: what is typed stays with us.
+    :param keys: a sequence of keys that is not passed on, but sets ``detached``
     """
     with trio.open_signal_receiver(signal.SIGWINCH) as changes:
         async with trio.open_nursery() as tasks:
@@ -36,12 +44,12 @@ async def shown(resize: Callable[[int, int], None], target: Fd | None) -> AsyncI
                 yield
             else:
                 with RawMode(0):
-                    tasks.start_soon(_type, target)
+                    tasks.start_soon(_type, target, KeyMatcher(keys), detached)
                     yield
             tasks.cancel_scope.cancel()
 
 
-async def _type(target: Fd) -> None:
+async def _type(target: Fd, matcher: KeyMatcher, detached: trio.Event | None) -> None:
     """Copy our stdin to a terminal. At its end, the terminal sees what Ctrl-D sends."""
     last = b"\n"
     async with trio.lowlevel.FdStream(target.take()) as stream:
@@ -49,12 +57,17 @@ async def _type(target: Fd) -> None:
             try:
                 data = await read_stdin()
                 if not data:
+                    await stream.send_all(matcher.rest())
                     # Within a line the first one only ends the line's reading (termios(3), VEOF).
                     twice = 1 if last == b"\n" else 2
                     await stream.send_all(_END_OF_TRANSMISSION * twice)
                     break
+                data, leaving = matcher.feed(data)
                 await stream.send_all(data)
-                last = data[-1:]
+                last = data[-1:] or last
+                if leaving and detached is not None:
+                    detached.set()
+                    return
             except (OSError, trio.BrokenResourceError):
                 return
         await trio.sleep_forever()  # the stream stays open; the process decides when it ends

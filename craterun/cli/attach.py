@@ -1,0 +1,87 @@
+"""attach: join a running container, from any number of terminals at once."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from craterun.client import local
+from craterun.core.errors import ContainerNotRunningError, CraterunError
+from craterun.core.keys import parse_keys
+from craterun.state.store import Store, default_root
+
+if TYPE_CHECKING:
+    from craterun.core.life import Record
+    from craterun.linux.fd import Fd
+
+
+def attach(
+    container: str,
+    *,
+    logs: bool = False,
+    no_stdin: bool = False,
+    sig_proxy: Annotated[bool, Parameter(negative=())] = True,
+    detach_keys: Annotated[str | None, Parameter(env_var="CRATERUN_DETACH_KEYS")] = None,
+) -> int:
+    """Show what a running container writes from now on, and type into its terminal if it has one.
+
+    Ends with the container, and with its exit code. Closing the window, or killing this command,
+    leaves the container as it is. Any number of terminals can be attached at once; a slow one
+    holds up nobody and misses nothing, since it reads the log.
+
+    Parameters
+    ----------
+    container
+        Id, prefix or name.
+    logs
+        Begin with all that it has written before.
+    no_stdin
+        Only watch: what is typed stays here.
+    sig_proxy
+        Forward SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 to the container.
+    detach_keys
+        Keys that leave the container's terminal, such as ctrl-p,ctrl-q. Off unless asked for, or
+        set in CRATERUN_DETACH_KEYS. Only where we type into a terminal.
+    """
+    keys = parse_keys(detach_keys) if detach_keys else b""
+    return attach_to(
+        container, default_root(), from_start=logs, typing=not no_stdin, proxy=sig_proxy, keys=keys
+    )
+
+
+def attach_to(
+    container: str, root: str, *, from_start: bool, typing: bool, proxy: bool, keys: bytes
+) -> int:
+    """The same, as `run --detach-keys` uses it."""
+    store = Store(root)
+    record, _ = local.running_process(store, container)
+    master = _terminal(record) if typing and record.terminal else None
+
+    import trio
+
+    from craterun.cli.attached import show_container
+
+    detached = trio.run(show_container, store, record, master, from_start, proxy, keys)
+    if detached:
+        print(f"\r\ndetached from {record.id}")
+        return 0
+    code = local.wait(store, record.id).exit_code
+    return 125 if code is None else code
+
+
+def _terminal(record: Record) -> Fd:
+    from craterun.linux.doorway import take_terminal
+
+    try:
+        return take_terminal(record.id)
+    except ConnectionRefusedError:
+        raise ContainerNotRunningError(
+            f"container {record.id} is not running any more, or its supervisor belongs to a "
+            "network namespace of its own; watch it with --no-stdin"
+        ) from None
+    except OSError as error:
+        raise CraterunError(
+            f"cannot attach to container {record.id}: {os.strerror(error.errno or 0)}"
+        ) from None
