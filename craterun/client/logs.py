@@ -22,6 +22,8 @@ from craterun.state.openlog import OpenLog
 if TYPE_CHECKING:
     from craterun.linux.watches import FolderWatches
 
+_LONGEST_WAIT_MS = 86_400_000.0
+"""poll(2) takes no more than 2**31 - 1."""
 _ENDED = struct.Struct("I")
 _GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
@@ -89,11 +91,11 @@ class Follower:
         poll.register(self._ends, select.POLLIN)
         for output in self._outputs:
             poll.register(output, 0)  # errors and hangups are always told
-        timeout = None if until_ns is None else max(0, until_ns - time.time_ns()) / 1e6
-        ready = poll.poll(timeout)
+        left = None if until_ns is None else max(0, until_ns - time.time_ns()) / 1e6
+        ready = poll.poll(None if left is None else min(left, _LONGEST_WAIT_MS))
         if not ready:
             self._fresh = set(self._logs)
-            return False
+            return until_ns is not None and time.time_ns() < until_ns
         for fd, events in ready:
             if fd == self._watches.fileno():
                 changed = self._watches.take()

@@ -47,7 +47,7 @@ def parse_log_options(
 ) -> LogOptions:
     """From the command line; None: not given.
 
-    :param max_size: a size such as ``100m``; ``0`` or ``unlimited``: no bound
+    :param max_size: a size such as ``100m``; ``0``, ``max`` or ``unlimited``: no bound
     :raises UsageError: malformed, or bounds for a log that is not kept
     """
     if driver == "none":
@@ -58,7 +58,7 @@ def parse_log_options(
         return LogOptions(driver="none")
     size = DEFAULT_MAX_BYTES
     if max_size is not None:
-        size = 0 if max_size == "unlimited" else parse_bytes(max_size, "--log-max-size")
+        size = 0 if max_size in ("unlimited", "max") else parse_bytes(max_size, "--log-max-size")
     options = LogOptions(
         max_bytes=size, max_files=DEFAULT_MAX_FILES if max_files is None else max_files
     )

@@ -16,6 +16,8 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 
+from craterun.core.units import is_id
+
 OUT, ERR = b"out 1\nout 2\nlast", b"err\n"
 SCRIPT = "echo out 1; echo err >&2; echo out 2; printf last"
 GATED = f"read x </go; {SCRIPT}"
@@ -121,7 +123,7 @@ def main(root: str, rootfs: str, count: int) -> None:
             reap(pid, status)
         else:
             supervisor = 0
-    left = [name for name in os.listdir(root) if name not in (".names", ".removed", ".removed.old")]
+    left = [name for name in os.listdir(root) if is_id(name) or name == ".trash"]
     if len(left) != count - (count + 2) // 4 - (count + 3) // 4:
         problems.append(f"{len(left)} folders are left of {count}")
     print(json.dumps({"problems": problems, "seen": seen}))

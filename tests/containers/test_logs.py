@@ -16,6 +16,7 @@ import pytest
 
 from craterun.core.instants import parse_instant
 from craterun.state.logindex import read_index
+from craterun.supervisor.pumps import CHUNK_BYTES
 from tests.conftest import cli_environment
 from tests.containers import helpers
 from tests.containers.helpers import Cli, Gate, read_some, wait_exit
@@ -25,6 +26,7 @@ from tests.containers.streams_helpers import (
     noise,
     parent_of,
     read_until,
+    successor_of,
     until,
 )
 
@@ -181,6 +183,40 @@ def test_a_follower_goes_on_when_a_successor_takes_over(
     assert process.wait() == 0
 
 
+def test_follower_and_log_agree_when_the_writer_is_killed_while_it_writes(
+    cli: Cli, rootfs: Path, make_gate: MakeGate
+) -> None:
+    """What the dead one had read but not written is lost, to both alike: one chunk at most."""
+    go = make_gate(rootfs / "go")
+    options = ("--log-max-size", "64k", "--log-max-files", "1000")
+    live = cli.detach(*sh(rootfs, "read x </go; seq 1000000 4000000", *options))
+    supervisor = parent_of(parent_of(live.pid))
+    process = cli.start("logs", "-f", live.id)
+    go.open()
+    seen = read_some(out(process))
+    os.kill(supervisor, signal.SIGKILL)
+    wait_exit(supervisor)
+    seen += read_some(out(process))
+    for pid in successors(live.pid):
+        os.kill(pid, signal.SIGKILL)
+        wait_exit(pid)
+    code, rest, errors = ended(process)
+    assert (code, errors) == (0, b"")
+    seen += rest
+    assert digest(cli("logs", live.id).stdout) == digest(seen)
+    whole = b"".join(b"%d\n" % number for number in range(1_000_000, 4_000_001))
+    assert seen.endswith(b"4000000\n")
+    assert len(whole) - 3 * CHUNK_BYTES <= len(seen) <= len(whole)
+
+
+def successors(pid: int) -> list[int]:
+    """The supervisor that took over the container of process ``pid``, if that still runs."""
+    try:
+        return [successor_of(parent_of(pid))]
+    except (FileNotFoundError, ProcessLookupError, ValueError):
+        return []
+
+
 # --- rotation -------------------------------------------------------------------------------------
 
 
@@ -276,7 +312,7 @@ def test_malformed_bounds_are_refused(cli: Cli, rootfs: Path, options: tuple[str
     assert not cli.ids()
 
 
-@pytest.mark.parametrize("size", ["0", "unlimited"])
+@pytest.mark.parametrize("size", ["0", "max", "unlimited"])
 def test_a_log_without_bound_is_one_file(cli: Cli, rootfs: Path, size: str) -> None:
     script = "head -c 300000 /dev/zero"
     found = cli.ok("run", *sh(rootfs, script, "--log-max-size", size)).strip()
