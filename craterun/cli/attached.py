@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 
 import trio
 
-from craterun.cli.logs import follow_all
+from craterun.cli.logs import WholeLog
 from craterun.cli.terminal import shown
 from craterun.cli.window import our_window
 from craterun.client import local
@@ -32,7 +32,8 @@ async def show_container(
 
     :param master: of its terminal, to type into; taken
     """
-    log = OpenLog(store, record.id)
+    # Before anything that makes the container write for us.
+    output = WholeLog(OpenLog(store, record.id), from_start=from_start)
     control = Fd(-1 if master is None else os.dup(master.fileno()))
     try:
         async with _forwarding(store, record, proxy), trio.open_nursery() as tasks:
@@ -46,9 +47,7 @@ async def show_container(
             async with _shown(control, master, keys, detached):
                 # In a thread, which is left behind if the user leaves: it waits for the kernel.
                 await trio.to_thread.run_sync(
-                    follow_all,
-                    log,
-                    from_start,
+                    output.copy,
                     abandon_on_cancel=True,  # type: ignore[call-arg]  # newer than the stubs
                 )
             tasks.cancel_scope.cancel()

@@ -6,7 +6,7 @@ import os
 import select
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -112,32 +112,43 @@ def logs(
     return 125 if failed else 0
 
 
-def follow_all(log: OpenLog, from_start: bool) -> None:
-    """Print both streams as they are until they end; takes ``log``.
+class WholeLog:
+    """Both streams of one container as they are, until they end."""
 
-    :param from_start: also what was written before now
-    """
-    from craterun.client.logs import Follower
+    def __init__(self, log: OpenLog, *, from_start: bool) -> None:
+        """Takes ``log``.
 
-    view = _View(
-        lines=None if from_start else 0,
-        since_ns=None,
-        until_ns=None,
-        timestamps=False,
-        streams=list(Stream),
-        merge=False,
-    )
-    output = Output()
-    with ExitStack() as opened:
-        opened.callback(log.close)
-        shown = _Shown(log, view, output, "", 0)
-        opened.callback(shown.close)
-        follower = Follower([log], [1, 2])
-        opened.callback(follower.close)
-        shown.begin(follow=True)
-        with suppress(BrokenPipeError):
-            follower.run(lambda _, over: shown.show(over=over), output.flush, None)
-            output.flush()
+        :param from_start: also what was written before now
+        """
+        from craterun.client.logs import Follower
+
+        view = _View(
+            lines=None if from_start else 0,
+            since_ns=None,
+            until_ns=None,
+            timestamps=False,
+            streams=list(Stream),
+            merge=False,
+        )
+        self._log = log
+        self._output = Output()
+        self._shown = _Shown(log, view, self._output, "", 0)
+        self._follower = Follower([log], [1, 2])
+        self._shown.begin(follow=True)
+
+    def copy(self) -> None:
+        """To our stdout and stderr, until the end or until their readers are gone."""
+        try:
+            self._follower.run(
+                lambda _, over: self._shown.show(over=over), self._output.flush, None
+            )
+            self._output.flush()
+        except BrokenPipeError:
+            return
+        finally:
+            self._follower.close()
+            self._shown.close()
+            self._log.close()
 
 
 def _parse_tail(text: str) -> int | None:

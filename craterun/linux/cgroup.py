@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -16,6 +17,8 @@ from craterun.linux import freezer
 from craterun.linux.proc import parse_cgroup
 
 _ATTEMPTS = 3
+_REMOVED = (errno.ENOENT, errno.ENODEV)
+"""Of a cgroup that was removed before its file was opened, or while it was open."""
 KILL_SECONDS = 2.0
 READ_BYTES = 65536
 
@@ -139,7 +142,9 @@ def processes(path: str) -> list[int]:
     try:
         with open(f"{path}/cgroup.procs") as file:
             return [int(line) for line in file]
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in _REMOVED:
+            raise
         return []
 
 
@@ -154,8 +159,7 @@ def kill(paths: Iterable[str], seconds: float = KILL_SECONDS) -> None:
     paths = list(paths)
     while time.monotonic() < deadline:
         for path in paths:
-            with suppress(FileNotFoundError):
-                _write_kill(path)
+            _write_kill(path)
         found = {pid for path in paths for pid in processes(path)}
         if not found:
             return
@@ -165,11 +169,15 @@ def kill(paths: Iterable[str], seconds: float = KILL_SECONDS) -> None:
 
 def _write_kill(path: str) -> None:
     # Without O_CREAT: a version 1 hierarchy would say EPERM instead of ENOENT.
-    fd = os.open(f"{path}/cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(fd, b"1")
-    finally:
-        os.close(fd)
+        fd = os.open(f"{path}/cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"1")
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno not in _REMOVED:
+            raise
 
 
 def _kill_process(pid: int, paths: list[str], deadline: float) -> None:

@@ -90,10 +90,10 @@ class Freezer:
 
         :raises TimeoutError: they are still stopped after ``seconds``
         """
-        self._ask_thaw()
-        if self.version == 1:
-            return
         try:
+            self._ask_thaw()
+            if self.version == 1:
+                return
             if not self.frozen_from_above():
                 self._wait(frozen=False, seconds=seconds)
         except FileNotFoundError:

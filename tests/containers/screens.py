@@ -72,7 +72,8 @@ class Window:
         while not seen(self.lines):
             left = deadline - time.monotonic()
             assert left > 0, "\n".join(self.lines)
-            if select.select([self.master], [], [], left)[0]:
+            # Of a change of mode, no descriptor tells: so look again now and then.
+            if select.select([self.master], [], [], min(left, 0.05))[0]:
                 data = os.read(self.master, 65536)
                 self.received += data
                 self._stream.feed(data)
@@ -94,6 +95,10 @@ class Window:
                 self._stream.feed(data)
         finally:
             os.close(pidfd)
+        while select.select([self.master], [], [], 0)[0]:  # its last words
+            data = os.read(self.master, 65536)
+            self.received += data
+            self._stream.feed(data)
         return self.process.wait()
 
     def is_as_before(self) -> bool:

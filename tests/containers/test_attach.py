@@ -16,7 +16,8 @@ cli = helpers.cli
 MakeWindow = Callable[[], Window]
 LEAVE = "\x10\x11"
 KEYS = ("--detach-keys", "ctrl-p,ctrl-q")
-PROMPT = "PS1='> ' exec sh -i"
+SHELL = 'echo ready; while read -r line; do eval "$line"; done'
+"""Without a prompt and an editor of lines, which asks terminals where their cursor is."""
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def make_window() -> Iterator[MakeWindow]:
 @pytest.fixture
 def shell(cli: Cli, rootfs: Path) -> Live:
     """A shell with a terminal, in the background."""
-    return cli.detach("-t", "--rootfs", str(rootfs), "--", "sh", "-c", PROMPT)
+    return cli.detach("-t", "--rootfs", str(rootfs), "--", "sh", "-c", SHELL)
 
 
 def join(window: Window, cli: Cli, live: Live, *options: str) -> None:
@@ -145,7 +146,7 @@ def test_a_killed_client_harms_nobody(make_window: MakeWindow, cli: Cli, shell: 
 def test_who_only_watches_types_nothing(make_window: MakeWindow, cli: Cli, shell: Live) -> None:
     watcher, worker = make_window(), make_window()
     process = watcher.run(cli, "attach", "--no-stdin", "--logs", shell.id)
-    watcher.until(lambda lines: ">" in lines)
+    watcher.until_line("ready")
     assert watcher.is_as_before()
     watcher.type("exit 9\r")
     join(worker, cli, shell)
@@ -194,8 +195,8 @@ def test_a_successor_lets_people_in_as_well(
     make_window: MakeWindow, cli: Cli, rootfs: Path
 ) -> None:
     first, second = make_window(), make_window()
-    first.run(cli, "run", "-it", "--rootfs", str(rootfs), "--", "sh", "-c", PROMPT)
-    first.until(lambda lines: ">" in lines)
+    first.run(cli, "run", "-it", "--rootfs", str(rootfs), "--", "sh", "-c", SHELL)
+    first.until_line("ready")
     (container_id,) = cli.ids()
     live = cli.live(container_id)
     assert first.process is not None
