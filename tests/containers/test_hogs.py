@@ -11,8 +11,6 @@ from craterun.linux.host import hierarchies, mount_table
 from tests.containers import helpers
 from tests.containers.helpers import Cli, Live
 
-pytestmark = pytest.mark.cgroup_v2
-
 cli = helpers.cli
 
 MB = 1 << 20
@@ -77,11 +75,16 @@ def nobody_is_held_up(cli: Cli, rootfs: Path, quiet: Live, live: Live, turn: int
     assert {quiet.id, live.id} <= set(running)
 
 
-@pytest.mark.parametrize("what", HOGS)
+@pytest.mark.parametrize(
+    "what",
+    # In the slow guest of the version 2 tier, hogs make everything slower still: two will do.
+    [pytest.param(w, marks=pytest.mark.cgroup_v2 if w in ("fork bomb", "page cache") else ())
+     for w in HOGS],
+)  # fmt: skip
 def test_a_hog_is_held_and_nobody_else_is_held_up(what: str, cli: Cli, rootfs: Path) -> None:
     quiet = cli.detach("-t", "--rootfs", str(rootfs), "--", *helpers.SLEEP)
     live = start(cli, rootfs, what)
-    for turn in range(3):
+    for turn in range(2):
         nobody_is_held_up(cli, rootfs, quiet, live, turn)
         if what == "fork bomb":
             assert figure(live, "pids.current", "pids.current") <= 40
@@ -96,6 +99,6 @@ def test_a_hog_is_held_and_nobody_else_is_held_up(what: str, cli: Cli, rootfs: P
     others = live.siblings()
     cli.ok("rm", "--force", live.id)
     assert not any(other.proc.exists() for other in others)
-    until_logged(cli, quiet, b"0\r\n1\r\n2\r\n")
+    until_logged(cli, quiet, b"0\r\n1\r\n")
     cli.ok("kill", "--signal", str(int(signal.SIGKILL)), quiet.id)
     assert cli.ok("wait", quiet.id) == "137\n"

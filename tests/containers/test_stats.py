@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,21 @@ KEYS = {
 
 
 @pytest.fixture(autouse=True)
-def controllers() -> None:
-    """Version 2 controllers account for a container only where they are enabled above it."""
-    for hierarchy in hierarchies(mount_table()):
-        if hierarchy.version == 2 and hierarchy.controllers:
-            parent = Path(hierarchy.mountpoint, "craterun")
-            parent.mkdir(exist_ok=True)
-            for controller in {"memory", "pids", "cpu", "io"} & set(hierarchy.controllers):
-                (parent / "cgroup.subtree_control").write_text(f"+{controller}")
+def io_controller() -> Iterator[None]:
+    """Version 2 counts disk use only where that is enabled above, which craterun leaves alone."""
+    parents = [
+        Path(hierarchy.mountpoint, "craterun")
+        for hierarchy in hierarchies(mount_table())
+        if hierarchy.version == 2 and "io" in hierarchy.controllers
+    ]
+    for parent in parents:
+        parent.mkdir(exist_ok=True)
+        (parent.parent / "cgroup.subtree_control").write_text("+io")
+        (parent / "cgroup.subtree_control").write_text("+io")
+    yield
+    for parent in parents:
+        with suppress(OSError):
+            parent.rmdir()
 
 
 @pytest.fixture
