@@ -86,7 +86,8 @@ class Freezer:
             raise
 
     def thaw(self, seconds: float) -> None:
-        """Let all processes go on. If an ancestor is frozen, they do when that is thawed.
+        """Let all processes go on. If an ancestor is frozen, they do when that is thawed. A cgroup
+        that was removed has no process left that would be stopped.
 
         :raises TimeoutError: they are still stopped after ``seconds``
         """
