@@ -25,8 +25,8 @@ Two options belong to every command: --root DIR keeps the state in DIR, as does 
 CRATERUN_ROOT (default: /var/lib/craterun for root, ~/.craterun for others); --debug shows what \
 happens.
 
-Exit codes: the command's own; 128 + N if signal N killed it; 124 if it ran into its --timeout; 125 \
-for an error of craterun, 126 if the command cannot be executed, 127 if it is not found."""
+Exit codes: the command's own; 128 + N if signal N killed it; 124 if it ran into its --timeout; \
+125 for an error of craterun, 126 if the command cannot be executed, 127 if it is not found."""
 
 app = App(
     name="craterun",
