@@ -30,9 +30,9 @@ logger = logging.getLogger("craterun")
 SETTLED_SECONDS = 0.02
 """From then on, a container is watched."""
 
-_LOOK_AGAIN_SECONDS = (0.001, 0.01, 0.1, 1.0)
+_LOOK_AGAIN_SECONDS = tuple(0.001 * 2**n for n in range(11))
 """Version 1 announces a kill and then kills, or finds that it need not: looked for so often after
-an announcement, and no more."""
+an announcement, and no more. In between the kernel may write its report to a slow console."""
 
 
 class OomWatch:
