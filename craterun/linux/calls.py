@@ -1,8 +1,9 @@
 """System calls that Python has no function for, one thin wrapper each.
 
 A wrapper takes numbers and bytes, returns a value or raises `OSError` with the name of the call as
-its ``filename``. It neither retries nor logs. The keeper's child calls these between clone3 and
-execve, so this module imports ctypes and nothing else of weight.
+its ``filename``. It neither retries nor logs. What launch plans consist of needs no wrapper: the
+keeper's child makes those calls through `plain_function`. It has a copy of this module, which
+therefore imports ctypes and nothing else of weight.
 
 ctypes goes through `PyDLL`, which keeps the interpreter lock: after a raw clone3 there is only one
 thread in the child, and it must own the lock without having to ask for it.
@@ -36,25 +37,15 @@ def _prototype(name: str, *arguments: Any) -> Any:
 
 # From <asm-generic/unistd.h>; since 2019 (424 on) the numbers are the same on all architectures.
 _NR_OPEN_TREE = 428
-_NR_MOVE_MOUNT = 429
-_NR_FSOPEN = 430
-_NR_FSCONFIG = 431
-_NR_FSMOUNT = 432
 _NR_CLONE3 = 435
 _NR_CLOSE_RANGE = 436
 _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
 
-_machine = os.uname().machine
-# Older calls have numbers of their own on each architecture: (pivot_root, keyctl, capset).
-_OLD_NUMBERS = {
-    "x86_64": (155, 250, 126),
-    "aarch64": (41, 219, 91),
-    "riscv64": (41, 219, 91),
-    "ppc64le": (203, 271, 184),
-    "s390x": (217, 280, 185),
-}
-_NR_PIVOT_ROOT, _NR_KEYCTL, _NR_CAPSET = _OLD_NUMBERS.get(_machine, (-1, -1, -1))
+# Older calls have numbers of their own on each architecture.
+_NR_KEYCTL = {
+    "x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280,
+}.get(os.uname().machine, -1)  # fmt: skip
 
 
 class _CloneArgs(ctypes.Structure):
@@ -77,35 +68,17 @@ class _MountAttr(ctypes.Structure):
     ]
 
 
-class _CapHeader(ctypes.Structure):
-    _fields_ = [("version", ctypes.c_uint32), ("pid", c_int)]
-
-
-class _CapData(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable")]
-
-
 _clone3 = _prototype("syscall", c_long, c_void_p, c_size_t)
 _unshare = _prototype("unshare", c_int)
-_setns = _prototype("setns", c_int, c_int)
-_mount = _prototype("mount", c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
-_umount2 = _prototype("umount2", c_char_p, c_int)
-_pivot_root = _prototype("syscall", c_long, c_char_p, c_char_p)
 _open_tree = _prototype("syscall", c_long, c_int, c_char_p, c_uint)
-_move_mount = _prototype("syscall", c_long, c_int, c_char_p, c_int, c_char_p, c_uint)
-_fsopen = _prototype("syscall", c_long, c_char_p, c_uint)
-_fsconfig = _prototype("syscall", c_long, c_int, c_uint, c_char_p, c_char_p, c_int)
-_fsmount = _prototype("syscall", c_long, c_int, c_uint, c_uint)
 _mount_setattr = _prototype("syscall", c_long, c_int, c_char_p, c_uint, c_void_p, c_size_t)
 _openat2 = _prototype("syscall", c_long, c_int, c_char_p, c_void_p, c_size_t)
 _close_range = _prototype("syscall", c_long, c_uint, c_uint, c_uint)
 _prctl = _prototype("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 _prctl_name = _prototype("prctl", c_int, c_char_p, c_ulong, c_ulong, c_ulong)
-_capset = _prototype("syscall", c_long, c_void_p, c_void_p)
 _keyctl = _prototype("syscall", c_long, c_long, c_void_p)
 _inotify_init1 = _prototype("inotify_init1", c_int)
 _inotify_add_watch = _prototype("inotify_add_watch", c_int, c_char_p, c_uint)
-_sethostname = _prototype("sethostname", c_char_p, c_size_t)
 
 
 _plain = ctypes.PyDLL(None)
@@ -162,30 +135,6 @@ def unshare(flags: int) -> None:
         raise _fail("unshare")
 
 
-def setns(fd: int, flags: int) -> None:
-    """setns(2); with a pidfd, several namespaces at once (Linux 5.8). ESRCH: it has ended."""
-    if _setns(fd, flags) < 0:
-        raise _fail("setns")
-
-
-def mount_propagation(path: bytes, flags: int) -> None:
-    """mount(2), used for nothing but changing the propagation type of ``path``."""
-    if _mount(None, path, None, flags, None) < 0:
-        raise _fail("mount")
-
-
-def umount2(path: bytes, flags: int) -> None:
-    """umount2(2)."""
-    if _umount2(path, flags) < 0:
-        raise _fail("umount2")
-
-
-def pivot_root(new: bytes, old: bytes) -> None:
-    """pivot_root(2). EINVAL: the current root is not a mount point, as in an initramfs."""
-    if _pivot_root(_NR_PIVOT_ROOT, new, old) < 0:
-        raise _fail("pivot_root")
-
-
 def open_tree(dirfd: int, path: bytes, flags: int) -> int:
     """open_tree(2), Linux 5.2. Returns a close-on-exec descriptor.
 
@@ -195,37 +144,6 @@ def open_tree(dirfd: int, path: bytes, flags: int) -> int:
     if fd < 0:
         raise _fail("open_tree")
     return fd
-
-
-def move_mount(mount: int, dirfd: int, path: bytes) -> None:
-    """move_mount(2), Linux 5.2: attach ``mount`` to ``path`` below ``dirfd``, or to ``dirfd``
-    itself where ``path`` is empty. Symlinks at the end of ``path`` are not followed.
-    """
-    how = f.MOVE_MOUNT_F_EMPTY_PATH | (0 if path else f.MOVE_MOUNT_T_EMPTY_PATH)
-    if _move_mount(_NR_MOVE_MOUNT, mount, b"", dirfd, path, how) < 0:
-        raise _fail("move_mount")
-
-
-def fsopen(kind: bytes) -> int:
-    """fsopen(2), Linux 5.2. ENODEV: the kernel does not know this filesystem."""
-    fd: int = _fsopen(_NR_FSOPEN, kind, f.FSOPEN_CLOEXEC)
-    if fd < 0:
-        raise _fail("fsopen")
-    return fd
-
-
-def fsconfig(fd: int, command: int, key: bytes | None, value: bytes | None) -> None:
-    """fsconfig(2), Linux 5.2."""
-    if _fsconfig(_NR_FSCONFIG, fd, command, key, value, 0) < 0:
-        raise _fail("fsconfig")
-
-
-def fsmount(fd: int, attributes: int) -> int:
-    """fsmount(2), Linux 5.2: a detached mount of the filesystem configured on ``fd``."""
-    mount: int = _fsmount(_NR_FSMOUNT, fd, f.FSMOUNT_CLOEXEC, attributes)
-    if mount < 0:
-        raise _fail("fsmount")
-    return mount
 
 
 def mount_setattr(fd: int, flags: int, attributes: int, clear: int = 0) -> None:
@@ -262,31 +180,12 @@ def set_process_name(name: bytes) -> None:
     _prctl_name(f.PR_SET_NAME, name, 0, 0, 0)
 
 
-def capset(mask: int) -> None:
-    """capset(2): permitted and effective become ``mask``, inheritable becomes empty."""
-    version_3 = 0x20080522
-    data = (_CapData * 2)()
-    for half in (0, 1):
-        word = (mask >> (32 * half)) & 0xFFFFFFFF
-        data[half].effective = word
-        data[half].permitted = word
-    header = _CapHeader(version_3, 0)
-    if _capset(_NR_CAPSET, addressof(header), addressof(data)) < 0:
-        raise _fail("capset")
-
-
 def new_session_keyring() -> None:
     """keyctl(KEYCTL_JOIN_SESSION_KEYRING). Without effect in a kernel that has no keys (ENOSYS)."""
     if _keyctl(_NR_KEYCTL, f.KEYCTL_JOIN_SESSION_KEYRING, None) < 0:
         error = _fail("keyctl")
         if error.errno != 38:  # ENOSYS: nothing there to be reached
             raise error
-
-
-def sethostname(name: bytes) -> None:
-    """sethostname(2)."""
-    if _sethostname(name, len(name)) < 0:
-        raise _fail("sethostname")
 
 
 def inotify_init() -> int:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from craterun.core import flags as f
 from craterun.linux import calls
 from craterun.linux.proc import parse_start_time
+from tests.kernel import prepared
 
 T = TypeVar("T")
 
@@ -103,7 +104,7 @@ def enter_new(kind: str) -> None:
 def private_mounts() -> None:
     """For a child: mounts of its own, of which the host sees nothing."""
     enter_new("mnt")
-    calls.mount_propagation(b"/", f.MS_REC | f.MS_PRIVATE)
+    prepared.mount_propagation(b"/", f.MS_REC | f.MS_PRIVATE)
     with open("/proc/self/mountinfo", "rb") as file:
         if any(b" shared:" in line.partition(b" - ")[0] for line in file):
             raise AssertionError("mounts still propagate to the host: nothing more is done")
@@ -111,11 +112,11 @@ def private_mounts() -> None:
 
 def new_tmpfs(*options: tuple[bytes, bytes], attributes: int = 0) -> int:
     """A descriptor of a tmpfs that is attached nowhere."""
-    context = calls.fsopen(b"tmpfs")
+    context = prepared.fsopen(b"tmpfs")
     for key, value in options:
-        calls.fsconfig(context, f.FSCONFIG_SET_STRING, key, value)
-    calls.fsconfig(context, f.FSCONFIG_CMD_CREATE, None, None)
-    mount = calls.fsmount(context, attributes)
+        prepared.fsconfig(context, f.FSCONFIG_SET_STRING, key, value)
+    prepared.fsconfig(context, f.FSCONFIG_CMD_CREATE, None, None)
+    mount = prepared.fsmount(context, attributes)
     os.close(context)
     return mount
 
@@ -123,7 +124,7 @@ def new_tmpfs(*options: tuple[bytes, bytes], attributes: int = 0) -> int:
 def mount_tmpfs(path: bytes, *options: tuple[bytes, bytes]) -> None:
     """Attach a new tmpfs to ``path``."""
     mount = new_tmpfs(*options)
-    calls.move_mount(mount, f.AT_FDCWD, path)
+    prepared.move_mount(mount, f.AT_FDCWD, path)
     os.close(mount)
 
 

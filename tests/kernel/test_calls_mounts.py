@@ -12,6 +12,7 @@ import pytest
 from craterun.core import flags as f
 from craterun.linux import calls
 from craterun.linux.proc import parse_mountinfo
+from tests.kernel import prepared
 from tests.kernel.forked import in_child, mount_tmpfs, new_tmpfs, private_mounts
 
 _MS_SHARED = 1 << 20
@@ -40,7 +41,7 @@ def test_a_filesystem_is_nowhere_until_it_is_moved_somewhere(tmp_path: Path) -> 
         private_mounts()
         made = new_tmpfs()
         before = mounted_at(tmp_path)
-        calls.move_mount(made, f.AT_FDCWD, os.fsencode(tmp_path))
+        prepared.move_mount(made, f.AT_FDCWD, os.fsencode(tmp_path))
         return [before, mounted_at(tmp_path)]
 
     assert in_child(mount) == [[], ["tmpfs"]]
@@ -53,7 +54,7 @@ def test_options_and_attributes_are_in_force(tmp_path: Path) -> None:
     def mount() -> tuple[int, int, int]:
         private_mounts()
         made = new_tmpfs((b"size", b"64k"), (b"mode", b"0751"), attributes=attributes)
-        calls.move_mount(made, f.AT_FDCWD, os.fsencode(tmp_path))
+        prepared.move_mount(made, f.AT_FDCWD, os.fsencode(tmp_path))
         found = os.statvfs(tmp_path)
         return found.f_blocks * found.f_bsize, found.f_flag, tmp_path.stat().st_mode & 0o7777
 
@@ -67,19 +68,19 @@ def test_options_and_attributes_are_in_force(tmp_path: Path) -> None:
 def test_an_option_without_a_value_is_a_flag() -> None:
     def make() -> int:
         private_mounts()
-        context = calls.fsopen(b"devpts")
-        calls.fsconfig(context, f.FSCONFIG_SET_FLAG, b"newinstance", None)
-        calls.fsconfig(context, f.FSCONFIG_CMD_CREATE, None, None)
-        mount = calls.fsmount(context, 0)
+        context = prepared.fsopen(b"devpts")
+        prepared.fsconfig(context, f.FSCONFIG_SET_FLAG, b"newinstance", None)
+        prepared.fsconfig(context, f.FSCONFIG_CMD_CREATE, None, None)
+        mount = prepared.fsmount(context, 0)
         return os.stat(b"ptmx", dir_fd=mount).st_mode
 
     assert in_child(make)
 
 
 def test_an_unknown_filesystem_and_an_unknown_option_are_refused() -> None:
-    assert refused(lambda: calls.fsopen(b"nosuchfs")) == errno.ENODEV
-    context = calls.fsopen(b"tmpfs")
-    bad = lambda: calls.fsconfig(context, f.FSCONFIG_SET_STRING, b"nosuch", b"1")  # noqa: E731
+    assert refused(lambda: prepared.fsopen(b"nosuchfs")) == errno.ENODEV
+    context = prepared.fsopen(b"tmpfs")
+    bad = lambda: prepared.fsconfig(context, f.FSCONFIG_SET_STRING, b"nosuch", b"1")  # noqa: E731
     assert refused(bad) == errno.EINVAL
     os.close(context)
 
@@ -92,7 +93,7 @@ def test_a_cloned_tree_can_be_read_only_while_the_original_is_not(tmp_path: Path
         private_mounts()
         tree = calls.open_tree(f.AT_FDCWD, os.fsencode(tmp_path / "here"), f.OPEN_TREE_CLONE)
         calls.mount_setattr(tree, 0, f.MOUNT_ATTR_RDONLY)
-        calls.move_mount(tree, f.AT_FDCWD, os.fsencode(tmp_path / "there"))
+        prepared.move_mount(tree, f.AT_FDCWD, os.fsencode(tmp_path / "there"))
         (tmp_path / "here" / "file").write_text("x")
         assert (tmp_path / "there" / "file").read_text() == "x"
         return refused((tmp_path / "there" / "other").touch)
@@ -139,7 +140,7 @@ def test_a_mount_is_moved_onto_a_descriptor_if_there_is_no_path(tmp_path: Path) 
     def mount() -> list[str]:
         private_mounts()
         target = os.open(tmp_path, os.O_PATH)
-        calls.move_mount(new_tmpfs(), target, b"")
+        prepared.move_mount(new_tmpfs(), target, b"")
         return mounted_at(tmp_path)
 
     assert in_child(mount) == ["tmpfs"]
@@ -153,7 +154,7 @@ def test_a_symlink_is_no_mount_target(tmp_path: Path) -> None:
         private_mounts()
         made = new_tmpfs()
         link = os.fsencode(tmp_path / "link")
-        number = refused(lambda: calls.move_mount(made, f.AT_FDCWD, link))
+        number = refused(lambda: prepared.move_mount(made, f.AT_FDCWD, link))
         return number, mounted_at(tmp_path / "victim")
 
     number, covered = in_child(mount)
@@ -164,11 +165,11 @@ def test_a_symlink_is_no_mount_target(tmp_path: Path) -> None:
 def test_what_these_calls_open_does_not_survive_an_execve() -> None:
     def inheritable() -> list[bool]:
         private_mounts()
-        context = calls.fsopen(b"tmpfs")
-        calls.fsconfig(context, f.FSCONFIG_CMD_CREATE, None, None)
+        context = prepared.fsopen(b"tmpfs")
+        prepared.fsconfig(context, f.FSCONFIG_CMD_CREATE, None, None)
         opened = [
             context,
-            calls.fsmount(context, 0),
+            prepared.fsmount(context, 0),
             calls.open_tree(f.AT_FDCWD, b"/", f.OPEN_TREE_CLONE),
             calls.open_tree(f.AT_FDCWD, b"/", 0),
             calls.openat2(f.AT_FDCWD, b"/", os.O_RDONLY, 0),
@@ -192,9 +193,9 @@ def test_propagation_is_what_was_asked_for(tmp_path: Path) -> None:
             return " shared:" in line
 
         found = [shared()]
-        calls.mount_propagation(path, _MS_SHARED)
+        prepared.mount_propagation(path, _MS_SHARED)
         found.append(shared())
-        calls.mount_propagation(path, f.MS_PRIVATE)
+        prepared.mount_propagation(path, f.MS_PRIVATE)
         return [*found, shared()]
 
     assert in_child(change) == [False, True, False]
@@ -206,8 +207,8 @@ def test_a_pivoted_root_shows_nothing_of_the_old_one(tmp_path: Path) -> None:
         mount_tmpfs(os.fsencode(tmp_path))
         (tmp_path / "only").mkdir()
         os.chdir(tmp_path)
-        calls.pivot_root(b".", b".")
-        calls.umount2(b".", f.MNT_DETACH)
+        prepared.pivot_root(b".", b".")
+        prepared.umount2(b".", f.MNT_DETACH)
         os.chdir("/")
         return os.listdir("/")
 
@@ -221,13 +222,13 @@ def test_a_directory_that_is_no_mount_cannot_become_the_root(tmp_path: Path) -> 
         mount_tmpfs(os.fsencode(tmp_path))
         (tmp_path / "sub").mkdir()
         path = os.fsencode(tmp_path / "sub")
-        return refused(lambda: calls.pivot_root(path, path))
+        return refused(lambda: prepared.pivot_root(path, path))
 
     assert in_child(pivot) == errno.EINVAL
 
 
 def test_what_is_not_mounted_cannot_be_unmounted(tmp_path: Path) -> None:
-    assert refused(lambda: calls.umount2(os.fsencode(tmp_path), 0)) == errno.EINVAL
+    assert refused(lambda: prepared.umount2(os.fsencode(tmp_path), 0)) == errno.EINVAL
 
 
 # --- openat2 --------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 
 from craterun.core import flags as f
 from craterun.linux import calls
+from tests.kernel import prepared
 from tests.kernel.forked import NAMESPACES, enter_new, in_child, parked, status_field
 
 _CLONE_FS = 0x200
@@ -112,7 +113,7 @@ def test_an_unshared_hostname_is_not_the_hosts() -> None:
 
     def rename() -> str:
         enter_new("uts")
-        calls.sethostname(b"elsewhere")
+        prepared.sethostname(b"elsewhere")
         return os.uname().nodename
 
     assert in_child(rename) == "elsewhere"
@@ -124,7 +125,7 @@ def test_a_pidfd_leads_into_several_namespaces_at_once() -> None:
     with parked(lambda: calls.unshare(wanted)) as pid:
 
         def join() -> dict[str, str]:
-            calls.setns(os.pidfd_open(pid), wanted)
+            prepared.setns(os.pidfd_open(pid), wanted)
             return namespaces()
 
         joined, theirs, ours = in_child(join), namespaces(pid), namespaces()
@@ -136,7 +137,7 @@ def test_the_namespaces_of_a_dead_process_cannot_be_entered() -> None:
     with parked() as pid:
         pidfd = os.pidfd_open(pid)
     with pytest.raises(ProcessLookupError, match="'setns'"):
-        calls.setns(pidfd, f.CLONE_NEWUTS)
+        prepared.setns(pidfd, f.CLONE_NEWUTS)
     os.close(pidfd)
 
 
@@ -151,7 +152,7 @@ def test_capset_keeps_what_it_names_above_bit_31_too() -> None:
     mask = 1 << 0 | 1 << 31 | 1 << 33 | 1 << 38
 
     def drop() -> dict[str, int]:
-        calls.capset(mask)
+        prepared.capset(mask)
         return capabilities()
 
     assert in_child(drop) == {"CapInh": 0, "CapPrm": mask, "CapEff": mask}
@@ -160,9 +161,9 @@ def test_capset_keeps_what_it_names_above_bit_31_too() -> None:
 
 def test_a_capability_that_was_given_up_does_not_come_back() -> None:
     def drop() -> None:
-        calls.capset(0)
+        prepared.capset(0)
         with pytest.raises(PermissionError, match="'capset'"):
-            calls.capset(1)
+            prepared.capset(1)
 
     in_child(drop)
 
@@ -256,21 +257,21 @@ def test_a_range_of_descriptors_is_marked_instead_if_asked_for() -> None:
 
 REFUSALS: dict[str, Callable[[], object]] = {
     "unshare": lambda: calls.unshare(1),
-    "setns": lambda: calls.setns(-1, 0),
-    "mount": lambda: calls.mount_propagation(b"/no/such/path", f.MS_PRIVATE),
-    "umount2": lambda: calls.umount2(b"/no/such/path", 0),
-    "pivot_root": lambda: calls.pivot_root(b"/no/such/path", b"/"),
+    "setns": lambda: prepared.setns(-1, 0),
+    "mount": lambda: prepared.mount_propagation(b"/no/such/path", f.MS_PRIVATE),
+    "umount2": lambda: prepared.umount2(b"/no/such/path", 0),
+    "pivot_root": lambda: prepared.pivot_root(b"/no/such/path", b"/"),
     "open_tree": lambda: calls.open_tree(f.AT_FDCWD, b"/no/such/path", 0),
-    "move_mount": lambda: calls.move_mount(-1, f.AT_FDCWD, b"/"),
-    "fsopen": lambda: calls.fsopen(b"nosuchfs"),
-    "fsconfig": lambda: calls.fsconfig(-1, f.FSCONFIG_CMD_CREATE, None, None),
-    "fsmount": lambda: calls.fsmount(-1, 0),
+    "move_mount": lambda: prepared.move_mount(-1, f.AT_FDCWD, b"/"),
+    "fsopen": lambda: prepared.fsopen(b"nosuchfs"),
+    "fsconfig": lambda: prepared.fsconfig(-1, f.FSCONFIG_CMD_CREATE, None, None),
+    "fsmount": lambda: prepared.fsmount(-1, 0),
     "mount_setattr": lambda: calls.mount_setattr(-1, 0, f.MOUNT_ATTR_RDONLY),
     "openat2": lambda: calls.openat2(f.AT_FDCWD, b"/no/such/path", os.O_RDONLY, 0),
     "inotify_add_watch": lambda: calls.inotify_add_watch(-1, b"/", 1),
     "close_range": lambda: calls.close_range(1 << 20, 1 << 30),
     "prctl": lambda: calls.prctl(f.PR_SET_PDEATHSIG, 1000),
-    "sethostname": lambda: calls.sethostname(b"x" * 65),
+    "sethostname": lambda: prepared.sethostname(b"x" * 65),
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from craterun.linux import calls
+from tests.kernel import prepared
 from tests.kernel.forked import enter_new, in_child, parked, private_mounts
 
 
@@ -56,7 +57,7 @@ def test_nothing_is_mounted_while_mounts_propagate_to_the_host(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shared = 1 << 20
-    propagate = calls.mount_propagation
-    monkeypatch.setattr(calls, "mount_propagation", lambda path, flags: propagate(path, shared))
+    propagate = prepared.mount_propagation
+    monkeypatch.setattr(prepared, "mount_propagation", lambda path, flags: propagate(path, shared))
     with pytest.raises(AssertionError, match="nothing more is done"):
         in_child(private_mounts)

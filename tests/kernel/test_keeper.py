@@ -20,6 +20,7 @@ from craterun.keeper import spawn, wire
 from craterun.keeper.child import LOWEST_FD
 from craterun.keeper.spawn import SpawnedKeeper, spawn_keeper
 from craterun.linux import calls
+from tests.kernel import prepared
 from tests.kernel.forked import in_child, status_field
 from tests.unit.builders import no_leaked_descriptors
 
@@ -212,7 +213,7 @@ def test_containers_cannot_look_into_a_keeper(keeper: SpawnedKeeper) -> None:
     # CVE-2016-9962. The kernel gives the files of a process that is not dumpable to root: where
     # that is the owner anyway, a user without capabilities shows the difference.
     def look() -> int | None:
-        calls.capset(0)
+        prepared.capset(0)
         try:
             os.readlink(proc(keeper, "exe"))
         except OSError as error:

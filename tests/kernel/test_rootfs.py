@@ -14,6 +14,7 @@ from craterun.core.errors import RootfsError, UsageError
 from craterun.core.spec import Identity
 from craterun.linux import calls
 from craterun.linux.rootfs import check_rootfs, look_up_user, read_inside
+from tests.kernel import prepared
 from tests.kernel.forked import in_child, mount_tmpfs, private_mounts
 
 
@@ -137,7 +138,7 @@ def test_a_bind_mount_of_the_hosts_root_is_refused(tmp_path: Path) -> None:
     def check() -> list[str]:
         private_mounts()
         tree = calls.open_tree(f.AT_FDCWD, b"/", f.OPEN_TREE_CLONE)
-        calls.move_mount(tree, f.AT_FDCWD, os.fsencode(tmp_path))
+        prepared.move_mount(tree, f.AT_FDCWD, os.fsencode(tmp_path))
         assert (tmp_path / "etc").is_dir(), "the bind mount is not there"
         return [refusal(str(tmp_path)), refusal(f"{tmp_path}/usr/..")]
 
