@@ -123,17 +123,7 @@ def _memory_2(limits: Limits) -> list[Content]:
     if both is not None:
         # Here swap is counted apart.
         swap = both if both == UNLIMITED or limits.memory is None else both - limits.memory
-        implied = limits.memory_swap is None
-        found.append(
-            Content(
-                _asked(limits, "memory" if implied else "memory_swap"),
-                "memory.swap.max",
-                _bytes(swap, "max"),
-                "bytes",
-                optional=implied or both == UNLIMITED,
-                absent=_NO_SWAP_2,
-            )
-        )
+        found.append(_swap(limits, both, "memory.swap.max", _bytes(swap, "max"), _NO_SWAP_2))
     if limits.memory_reservation is not None:
         value = _bytes(limits.memory_reservation, "max")
         flag = _asked(limits, "memory_reservation")
@@ -158,23 +148,22 @@ def _memory_1(limits: Limits) -> list[Content]:
         found.append(Content(flag, "memory.limit_in_bytes", value, "bytes"))
     both = memory_and_swap(limits)
     if both is not None:
-        implied = limits.memory_swap is None
-        found.append(
-            Content(
-                _asked(limits, "memory" if implied else "memory_swap"),
-                "memory.memsw.limit_in_bytes",
-                _bytes(both, "-1"),
-                "bytes",
-                optional=implied or both == UNLIMITED,
-                absent=_NO_SWAP_1,
-            )
-        )
+        value = _bytes(both, "-1")
+        found.append(_swap(limits, both, "memory.memsw.limit_in_bytes", value, _NO_SWAP_1))
     if limits.memory_reservation is not None:
         flag = _asked(limits, "memory_reservation")
         value = _bytes(limits.memory_reservation, "-1")
         absent = "this kernel has no soft limits (PREEMPT_RT)"
         found.append(Content(flag, "memory.soft_limit_in_bytes", value, "bytes", absent=absent))
     return found
+
+
+def _swap(limits: Limits, both: int, file: str, value: str, absent: str) -> Content:
+    """:param both: what `memory_and_swap` says"""
+    implied = limits.memory_swap is None
+    flag = _asked(limits, "memory" if implied else "memory_swap")
+    optional = implied or both == UNLIMITED
+    return Content(flag, file, value, "bytes", optional=optional, absent=absent)
 
 
 def _bytes(value: int, unlimited: str) -> str:
