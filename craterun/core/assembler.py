@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from craterun.core import opcodes as op
+from craterun.core.steps import Step
+
+S = TypeVar("S", bound=Step)
 
 Call = tuple[int, tuple[Any, ...], "int | None", "tuple[tuple[int, ...], int] | None"]
 """(function, arguments, wanted, lenient), as `core.program` explains."""
@@ -67,3 +70,18 @@ class Assembler:
         """Go on if the last call fails with one of ``errnos``, or, if there are none, with any."""
         with self.if_it_worked(*errnos):
             pass
+
+
+class Translations(dict[type[Step], Callable[[Assembler, Any], None]]):
+    """Which function translates which kind of step."""
+
+    def of(
+        self, kind: type[S]
+    ) -> Callable[[Callable[[Assembler, S], None]], Callable[[Assembler, S], None]]:
+        """A decorator for the function that translates ``kind``."""
+
+        def register(function: Callable[[Assembler, S], None]) -> Callable[[Assembler, S], None]:
+            self[kind] = function
+            return function
+
+        return register

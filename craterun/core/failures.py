@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno as e
 import os
 
+from craterun.core import mount_steps as m
 from craterun.core import opcodes as op
 from craterun.core import steps as s
 from craterun.core.errors import (
@@ -58,24 +59,24 @@ def explain(plan: s.LaunchPlan, number: int, errno: int, evidence: bytes) -> Cra
         return _explain_execute(failed, errno, text)
     if isinstance(failed, s.ChangeDirectory):
         return _explain_directory(failed, errno)
-    if isinstance(failed, s.CloneTree) and errno == e.ESTALE:
+    if isinstance(failed, m.CloneTree) and errno == e.ESTALE:
         return RootfsError(
             f"rootfs {failed.target()} was replaced while the container was starting"
         )
     if (
-        isinstance(failed, s.Bind)
+        isinstance(failed, m.Bind)
         and failed.how == op.TARGET_FILE
         and (call, errno) == ("move_mount", e.EINVAL)
     ):
         return RootfsError(
             f"the rootfs's /{printable(failed.path)} is a directory where a file belongs; remove it"
         )
-    if isinstance(failed, s.Attach | s.Bind) and errno in (e.ELOOP, e.ENOTDIR, e.EXDEV):
+    if isinstance(failed, m.Attach | m.Bind) and errno in (e.ELOOP, e.ENOTDIR, e.EXDEV):
         return RootfsError(
             f"the rootfs's /{printable(failed.path)} is a symlink or not a directory; nothing can "
             "be mounted there safely; replace it by an empty directory"
         )
-    if isinstance(failed, s.Attach) and errno == e.ENOENT:
+    if isinstance(failed, m.Attach) and errno == e.ENOENT:
         return RootfsError(
             f"the rootfs has no /{printable(failed.path)} and it cannot be made there (read-only, "
             "or not permitted); create the directory"
@@ -94,9 +95,9 @@ def _hint(failed: s.Step, errno: int) -> str:
         return "the process lacks a capability, or a security module forbids it"
     if errno == e.EINVAL and isinstance(failed, s.Credentials):
         return "in a container started without root, 0 is the only user and group"
-    if errno == e.ENODEV and isinstance(failed, s.NewFilesystem):
+    if errno == e.ENODEV and isinstance(failed, m.NewFilesystem):
         return "this kernel was built without that filesystem"
-    if errno == e.EINVAL and isinstance(failed, s.PivotRoot):
+    if errno == e.EINVAL and isinstance(failed, m.PivotRoot):
         return "the host's root is an initramfs, which pivot_root cannot leave"
     if errno == e.EAGAIN and isinstance(failed, s.ForkInside | s.Init):
         return "the container's limit on processes is reached (craterun update --pids)"

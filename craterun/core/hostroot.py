@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import cache
 
 from craterun.core import flags as f
+from craterun.core import mount_steps as m
 from craterun.core import opcodes as op
 from craterun.core import steps as s
 from craterun.core.mounts import etc_files
@@ -62,8 +63,8 @@ _READONLY = f.MOUNT_ATTR_RDONLY | f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NODEV
 def create_steps(host: HostFacts) -> tuple[s.Step, ...]:
     """Build the root tmpfs, before it is attached."""
     plan: list[s.Step] = [
-        s.NewFilesystem(op.SLOT_ROOT, b"tmpfs", ((b"mode", b"0755"),), f.MOUNT_ATTR_NODEV),
-        *(s.MakeDirectory(op.SLOT_ROOT, name.encode(), mode) for name, mode in _DIRECTORIES),
+        m.NewFilesystem(op.SLOT_ROOT, b"tmpfs", ((b"mode", b"0755"),), f.MOUNT_ATTR_NODEV),
+        *(m.MakeDirectory(op.SLOT_ROOT, name.encode(), mode) for name, mode in _DIRECTORIES),
         _link("var/run", "/run"),
         _link("etc/mtab", "/proc/self/mounts"),
         _etc_file(b"passwd", USERS.encode()),
@@ -74,7 +75,7 @@ def create_steps(host: HostFacts) -> tuple[s.Step, ...]:
         if link:
             plan.append(_link(name, link))
         else:
-            plan.append(s.MakeDirectory(op.SLOT_ROOT, name.encode(), 0o755))
+            plan.append(m.MakeDirectory(op.SLOT_ROOT, name.encode(), 0o755))
     return tuple(plan)
 
 
@@ -87,7 +88,7 @@ def etc_steps(hostname: str) -> list[s.Step]:
 def bind_steps(host: HostFacts) -> tuple[s.Step, ...]:
     """Attach the root and bind the host's programs into it, all read-only and without setuid."""
     paths = ["usr", *(name for name, link in host.usr_entries if not link)]
-    plan: list[s.Step] = [s.EnterRoot()]
+    plan: list[s.Step] = [m.EnterRoot()]
     plan += [_bind(path.encode(), op.TARGET_DIRECTORY) for path in paths]
     for name in host.etc_entries:
         path = b"etc/" + name.rstrip("/").encode()
@@ -97,12 +98,12 @@ def bind_steps(host: HostFacts) -> tuple[s.Step, ...]:
 
 
 def _link(name: str, to: str) -> s.Step:
-    return s.MakeSymlink(op.SLOT_ROOT, name.encode(), to.encode())
+    return m.MakeSymlink(op.SLOT_ROOT, name.encode(), to.encode())
 
 
 def _etc_file(name: bytes, content: bytes) -> s.Step:
-    return s.MakeFile(op.SLOT_ROOT, b"etc/" + name, 0o644, content)
+    return m.MakeFile(op.SLOT_ROOT, b"etc/" + name, 0o644, content)
 
 
 def _bind(path: bytes, how: int) -> s.Step:
-    return s.Bind(-1, b"/" + path, path, how, _READONLY)
+    return m.Bind(-1, b"/" + path, path, how, _READONLY)

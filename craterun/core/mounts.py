@@ -13,6 +13,7 @@ from __future__ import annotations
 from functools import cache
 
 from craterun.core import flags as f
+from craterun.core import mount_steps as m
 from craterun.core import opcodes as op
 from craterun.core import steps as s
 
@@ -73,9 +74,9 @@ def etc_files(hostname: str) -> tuple[tuple[bytes, bytes], ...]:
 def scratch_steps() -> tuple[s.Step, ...]:
     """A small tmpfs that files are bound from; the container never sees it itself."""
     return (
-        s.NewFilesystem(op.SLOT_FILES, b"tmpfs", ((b"mode", b"0755"), (b"size", b"1m")), _STRICT),
-        s.Park(op.SLOT_FILES),
-        s.MakeDirectory(op.SLOT_FILES, b"empty", 0o555),
+        m.NewFilesystem(op.SLOT_FILES, b"tmpfs", ((b"mode", b"0755"), (b"size", b"1m")), _STRICT),
+        m.Park(op.SLOT_FILES),
+        m.MakeDirectory(op.SLOT_FILES, b"empty", 0o555),
     )
 
 
@@ -83,8 +84,8 @@ def etc_steps(hostname: str) -> list[s.Step]:
     """Cover the rootfs's own /etc files with the container's."""
     plan: list[s.Step] = []
     for name, content in etc_files(hostname):
-        plan.append(s.MakeFile(op.SLOT_FILES, name, 0o644, content))
-        plan.append(s.Bind(op.SLOT_FILES, name, b"etc/" + name, op.TARGET_FILE, 0))
+        plan.append(m.MakeFile(op.SLOT_FILES, name, 0o644, content))
+        plan.append(m.Bind(op.SLOT_FILES, name, b"etc/" + name, op.TARGET_FILE, 0))
     return plan
 
 
@@ -92,10 +93,10 @@ def etc_steps(hostname: str) -> list[s.Step]:
 def kernel_filesystem_steps() -> tuple[s.Step, ...]:
     """/proc and /sys, the kernel's own."""
     return (
-        s.NewFilesystem(op.SLOT_WORK, b"proc", (), _STRICT),
-        s.Attach(op.SLOT_WORK, b"proc", op.TARGET_DIRECTORY, True),
-        s.NewFilesystem(op.SLOT_WORK, b"sysfs", (), _STRICT | f.MOUNT_ATTR_RDONLY),
-        s.Attach(op.SLOT_WORK, b"sys", op.TARGET_DIRECTORY, True),
+        m.NewFilesystem(op.SLOT_WORK, b"proc", (), _STRICT),
+        m.Attach(op.SLOT_WORK, b"proc", op.TARGET_DIRECTORY, True),
+        m.NewFilesystem(op.SLOT_WORK, b"sysfs", (), _STRICT | f.MOUNT_ATTR_RDONLY),
+        m.Attach(op.SLOT_WORK, b"sys", op.TARGET_DIRECTORY, True),
     )
 
 
@@ -106,43 +107,43 @@ def device_steps(*, bind_devices: bool) -> tuple[s.Step, ...]:
     :param bind_devices: bind the host's devices, as a user namespace demands; else create them
     """
     plan: list[s.Step] = [
-        s.NewFilesystem(
+        m.NewFilesystem(
             op.SLOT_DEV,
             b"tmpfs",
             ((b"mode", b"0755"), (b"size", b"64k")),
             f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NOEXEC,
         ),
-        *(s.MakeSymlink(op.SLOT_DEV, name, to) for name, to in DEVICE_LINKS),
-        *(s.MakeDirectory(op.SLOT_DEV, name, 0o755) for name in (b"pts", b"shm", b"mqueue")),
+        *(m.MakeSymlink(op.SLOT_DEV, name, to) for name, to in DEVICE_LINKS),
+        *(m.MakeDirectory(op.SLOT_DEV, name, 0o755) for name in (b"pts", b"shm", b"mqueue")),
     ]
     if bind_devices:
-        plan += [s.MakeFile(op.SLOT_DEV, name, 0o666, b"") for name, _, _ in DEVICES]
+        plan += [m.MakeFile(op.SLOT_DEV, name, 0o666, b"") for name, _, _ in DEVICES]
     else:
-        plan += [s.MakeDevice(name, major, minor) for name, major, minor in DEVICES]
-    plan.append(s.Attach(op.SLOT_DEV, b"dev", op.TARGET_DIRECTORY, False))
+        plan += [m.MakeDevice(name, major, minor) for name, major, minor in DEVICES]
+    plan.append(m.Attach(op.SLOT_DEV, b"dev", op.TARGET_DIRECTORY, False))
     if bind_devices:
         plan += [
-            s.Bind(-1, b"/dev/" + name, b"dev/" + name, op.TARGET_EXISTING, 0)
+            m.Bind(-1, b"/dev/" + name, b"dev/" + name, op.TARGET_EXISTING, 0)
             for name, _, _ in DEVICES
         ]
     group = () if bind_devices else ((b"gid", str(TTY_GROUP).encode()),)
     plan += [
-        s.NewFilesystem(
+        m.NewFilesystem(
             op.SLOT_WORK,
             b"devpts",
             ((b"newinstance", b""), (b"ptmxmode", b"0666"), (b"mode", b"0620"), *group),
             f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NOEXEC,
         ),
-        s.Attach(op.SLOT_WORK, b"dev/pts", op.TARGET_EXISTING, True),
-        s.NewFilesystem(
+        m.Attach(op.SLOT_WORK, b"dev/pts", op.TARGET_EXISTING, True),
+        m.NewFilesystem(
             op.SLOT_WORK,
             b"tmpfs",
             ((b"mode", b"1777"), (b"size", str(SHM_BYTES).encode())),
             _STRICT,
         ),
-        s.Attach(op.SLOT_WORK, b"dev/shm", op.TARGET_EXISTING, True),
-        s.NewFilesystem(op.SLOT_WORK, b"mqueue", (), _STRICT),
-        s.Attach(op.SLOT_WORK, b"dev/mqueue", op.TARGET_EXISTING, True),
+        m.Attach(op.SLOT_WORK, b"dev/shm", op.TARGET_EXISTING, True),
+        m.NewFilesystem(op.SLOT_WORK, b"mqueue", (), _STRICT),
+        m.Attach(op.SLOT_WORK, b"dev/mqueue", op.TARGET_EXISTING, True),
     ]
     return tuple(plan)
 
@@ -151,7 +152,7 @@ def device_steps(*, bind_devices: bool) -> tuple[s.Step, ...]:
 def protection_steps() -> tuple[s.Step, ...]:
     """Read-only and masked paths."""
     return (
-        *(s.RemountReadonly(path) for path in READONLY_PATHS),
-        *(s.Mask(path, directory=False) for path in MASKED_FILES),
-        *(s.Mask(path, directory=True) for path in MASKED_DIRECTORIES),
+        *(m.RemountReadonly(path) for path in READONLY_PATHS),
+        *(m.Mask(path, directory=False) for path in MASKED_FILES),
+        *(m.Mask(path, directory=True) for path in MASKED_DIRECTORIES),
     )

@@ -13,6 +13,7 @@ from functools import cache, lru_cache
 
 from craterun.core import flags as f
 from craterun.core import hostroot, mounts
+from craterun.core import mount_steps as m
 from craterun.core import opcodes as op
 from craterun.core import steps as s
 from craterun.core.capabilities import DEFAULT_CAPABILITIES, capability_mask
@@ -25,7 +26,7 @@ RUN_NAMESPACES = f.CLONE_NEWPID | f.CLONE_NEWNS | f.CLONE_NEWUTS | f.CLONE_NEWIP
 
 JOIN_NAMESPACES = RUN_NAMESPACES | f.CLONE_NEWCGROUP
 
-_FIRST = (s.SetSession(), s.PrivateMounts())
+_FIRST = (s.SetSession(), m.PrivateMounts())
 _NULL_INPUT = (s.NullInput(ours=True),)
 
 
@@ -59,7 +60,7 @@ def plan_run(
     terminal = [_terminal(identity, spec.window)] if spec.terminal else []
     groups.append([
         *(s.OpenCgroup(number, path) for number, path in enumerate(legacy)),
-        s.PivotRoot(),
+        m.PivotRoot(),
         s.SetHostname(hostname.encode()),
         s.LoopbackUp(),
         s.SessionKeyring(),
@@ -168,7 +169,7 @@ def _terminal(identity: Identity, window: tuple[int, int]) -> s.Step:
 @cache
 def _enter_root(root: RootDirectory) -> tuple[s.Step, ...]:
     source = os.fsencode(root.path)
-    return (s.CloneTree(op.SLOT_ROOT, source, 0, root.device, root.inode), s.EnterRoot())
+    return (m.CloneTree(op.SLOT_ROOT, source, 0, root.device, root.inode), m.EnterRoot())
 
 
 @lru_cache(maxsize=64)

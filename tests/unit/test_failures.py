@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from craterun.core import mount_steps as m
 from craterun.core import opcodes as op
 from craterun.core import steps as s
 from craterun.core.errors import (
@@ -97,22 +98,22 @@ def test_an_internal_error_is_told_as_one_whatever_the_step() -> None:
 
 
 def test_a_rootfs_that_was_swapped_is_the_rootfs_fault() -> None:
-    error = tell(s.CloneTree(0, b"/srv/x", 0, 1, 2), e.ESTALE, "open_tree")
+    error = tell(m.CloneTree(0, b"/srv/x", 0, 1, 2), e.ESTALE, "open_tree")
     assert isinstance(error, RootfsError)
     assert str(error) == "rootfs /srv/x was replaced while the container was starting"
 
 
 def test_a_rootfs_that_cannot_be_bound_was_not_swapped() -> None:
-    error = tell(s.CloneTree(0, b"/srv/x"), e.ENOMEM, "open_tree")
+    error = tell(m.CloneTree(0, b"/srv/x"), e.ENOMEM, "open_tree")
     assert str(error) == (
         "cannot bind a directory: open_tree /srv/x: Cannot allocate memory (ENOMEM)"
     )
-    assert isinstance(tell(s.PivotRoot(), e.ESTALE, "pivot_root"), KernelRefusedError)
+    assert isinstance(tell(m.PivotRoot(), e.ESTALE, "pivot_root"), KernelRefusedError)
 
 
 TARGETS = [
-    s.Attach(op.SLOT_WORK, b"proc", op.TARGET_DIRECTORY, True),
-    s.Bind(op.SLOT_FILES, b"x", b"proc", op.TARGET_DIRECTORY, 0),
+    m.Attach(op.SLOT_WORK, b"proc", op.TARGET_DIRECTORY, True),
+    m.Bind(op.SLOT_FILES, b"x", b"proc", op.TARGET_DIRECTORY, 0),
 ]
 
 
@@ -127,7 +128,7 @@ def test_a_mount_target_that_is_no_directory_is_the_rootfs_fault(step: s.Step, e
 
 def test_a_file_is_not_mounted_on_a_directory() -> None:
     error = tell(
-        s.Bind(op.SLOT_FILES, b"x", b"etc/hosts", op.TARGET_FILE, 0), e.EINVAL, "move_mount"
+        m.Bind(op.SLOT_FILES, b"x", b"etc/hosts", op.TARGET_FILE, 0), e.EINVAL, "move_mount"
     )
     assert isinstance(error, RootfsError)
     assert "/etc/hosts is a directory where a file belongs" in str(error)
@@ -172,8 +173,8 @@ def test_a_workdir_that_cannot_be_entered_is_the_users_mistake(errno: int, text:
     ("step", "errno", "hint"),
     [
         (s.Unshare(1), e.EPERM, "lacks a capability"),
-        (s.NewFilesystem(3, b"mqueue", (), 0), e.ENODEV, "built without that filesystem"),
-        (s.PivotRoot(), e.EINVAL, "initramfs"),
+        (m.NewFilesystem(3, b"mqueue", (), 0), e.ENODEV, "built without that filesystem"),
+        (m.PivotRoot(), e.EINVAL, "initramfs"),
         (s.OpenCgroup(0, b"/x/tasks"), e.ENOENT, "removed by somebody else"),
         (s.EnterCgroup(0, b"/x/tasks"), e.ENODEV, "removed by somebody else"),
         (s.Credentials(5, 5, None, 0, 40), e.EINVAL, "0 is the only user and group"),
@@ -280,11 +281,11 @@ def test_a_foreign_program_is_told_by_its_machine_in_either_byte_order(
 
 _HOSTILE_STEPS = [
     s.OpenCgroup(0, HOSTILE),
-    s.CloneTree(0, HOSTILE),
-    s.NewFilesystem(0, HOSTILE, (), 0),
-    s.Attach(0, HOSTILE, 0, True),
-    s.Bind(0, HOSTILE, HOSTILE, 0, 0),
-    s.Mask(HOSTILE, False),
+    m.CloneTree(0, HOSTILE),
+    m.NewFilesystem(0, HOSTILE, (), 0),
+    m.Attach(0, HOSTILE, 0, True),
+    m.Bind(0, HOSTILE, HOSTILE, 0, 0),
+    m.Mask(HOSTILE, False),
     s.ChangeDirectory(HOSTILE),
     s.JoinNamespaces(0),
     s.SetHostname(HOSTILE),

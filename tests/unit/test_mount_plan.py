@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from craterun.core import flags as f
+from craterun.core import mount_steps as m
 from craterun.core import opcodes as op
 from craterun.core import steps as s
 from craterun.core.mounts import etc_files
@@ -31,8 +32,8 @@ def first(plan: s.LaunchPlan, *kinds: type[s.Step]) -> int:
     return min(n for n, step in enumerate(plan.steps) if isinstance(step, kinds))
 
 
-def filesystems(plan: s.LaunchPlan) -> list[s.NewFilesystem]:
-    return [step for step in plan.steps if isinstance(step, s.NewFilesystem)]
+def filesystems(plan: s.LaunchPlan) -> list[m.NewFilesystem]:
+    return [step for step in plan.steps if isinstance(step, m.NewFilesystem)]
 
 
 # --- order ----------------------------------------------------------------------------------------
@@ -44,10 +45,10 @@ def test_etc_files_are_covered_before_anything_of_ours_is_attached(plan: s.Launc
     covered = [
         number
         for number, step in enumerate(plan.steps)
-        if isinstance(step, s.Bind) and step.path.startswith(b"etc/")
+        if isinstance(step, m.Bind) and step.path.startswith(b"etc/")
     ]
     assert len(covered) == 3
-    assert max(covered) < first(plan, s.Attach)
+    assert max(covered) < first(plan, m.Attach)
 
 
 @every_plan
@@ -55,9 +56,9 @@ def test_masks_come_after_every_mount_and_after_the_device_they_are_made_of(
     plan: s.LaunchPlan,
 ) -> None:
     # CVE-2025-31133: a mask must be made of a /dev/null that the rootfs has no hand in.
-    before = last(plan, s.Attach, s.Bind, s.NewFilesystem, s.MakeDevice, s.MakeFile)
-    assert before < first(plan, s.Mask)
-    assert before < first(plan, s.RemountReadonly)
+    before = last(plan, m.Attach, m.Bind, m.NewFilesystem, m.MakeDevice, m.MakeFile)
+    assert before < first(plan, m.Mask)
+    assert before < first(plan, m.RemountReadonly)
 
 
 @every_plan
@@ -65,25 +66,25 @@ def test_a_slot_is_used_only_between_being_filled_and_being_closed(plan: s.Launc
     filled: set[int] = set()
     for step in plan.steps:
         match step:
-            case s.CloneTree(slot=slot) | s.NewFilesystem(slot=slot):
+            case m.CloneTree(slot=slot) | m.NewFilesystem(slot=slot):
                 assert slot not in filled, "the mount that was in there would be lost"
                 filled.add(slot)
-            case s.Attach(slot=slot, close=close):
+            case m.Attach(slot=slot, close=close):
                 assert {slot, op.SLOT_ROOT} <= filled
                 if close:
                     filled.remove(slot)
-            case s.Bind(slot=slot):
+            case m.Bind(slot=slot):
                 assert op.SLOT_ROOT in filled
                 assert slot == -1 or slot in filled
-            case s.MakeDirectory(slot=slot) | s.MakeFile(slot=slot) | s.MakeSymlink(slot=slot):
+            case m.MakeDirectory(slot=slot) | m.MakeFile(slot=slot) | m.MakeSymlink(slot=slot):
                 assert slot in filled
-            case s.Park(slot=slot):
+            case m.Park(slot=slot):
                 assert slot in filled
-            case s.MakeDevice():
+            case m.MakeDevice():
                 assert op.SLOT_DEV in filled
-            case s.Mask():
+            case m.Mask():
                 assert {op.SLOT_ROOT, op.SLOT_DEV, op.SLOT_FILES} <= filled
-            case s.RemountReadonly() | s.EnterRoot():
+            case m.RemountReadonly() | m.EnterRoot():
                 assert op.SLOT_ROOT in filled
     assert filled == {op.SLOT_ROOT, op.SLOT_DEV, op.SLOT_FILES}
 
@@ -94,27 +95,27 @@ def test_only_what_is_attached_is_cloned(plan: s.LaunchPlan) -> None:
     attached = {-1}
     for step in plan.steps:
         match step:
-            case s.Park(slot=slot) | s.Attach(slot=slot):
+            case m.Park(slot=slot) | m.Attach(slot=slot):
                 attached.add(slot)
-            case s.Bind(slot=slot):
+            case m.Bind(slot=slot):
                 assert slot in attached
-            case s.Mask():
+            case m.Mask():
                 assert attached >= {op.SLOT_FILES, op.SLOT_DEV}
 
 
 @every_plan
 def test_what_is_parked_goes_away_with_the_old_root(plan: s.LaunchPlan) -> None:
-    assert first(plan, s.PrivateMounts) < first(plan, s.Park)
-    assert last(plan, s.Park) < first(plan, s.PivotRoot)
+    assert first(plan, m.PrivateMounts) < first(plan, m.Park)
+    assert last(plan, m.Park) < first(plan, m.PivotRoot)
 
 
 @every_plan
 def test_files_are_made_only_on_filesystems_of_ours(plan: s.LaunchPlan) -> None:
     ours: set[int] = set()
     for step in plan.steps:
-        if isinstance(step, s.NewFilesystem):
+        if isinstance(step, m.NewFilesystem):
             ours.add(step.slot)
-        elif isinstance(step, s.MakeDirectory | s.MakeFile | s.MakeSymlink):
+        elif isinstance(step, m.MakeDirectory | m.MakeFile | m.MakeSymlink):
             assert step.slot in ours
 
 
@@ -122,7 +123,7 @@ def test_files_are_made_only_on_filesystems_of_ours(plan: s.LaunchPlan) -> None:
 def test_a_directory_is_made_before_what_is_in_it(plan: s.LaunchPlan) -> None:
     made: set[tuple[int, bytes]] = set()
     for step in plan.steps:
-        if isinstance(step, s.MakeDirectory | s.MakeFile | s.MakeSymlink):
+        if isinstance(step, m.MakeDirectory | m.MakeFile | m.MakeSymlink):
             parent = step.path.rpartition(b"/")[0]
             assert not parent or (step.slot, parent) in made, step
             assert (step.slot, step.path) not in made, step
@@ -180,7 +181,7 @@ def test_shared_memory_is_for_everybody_and_terminals_for_their_group(plan: s.La
 
 def test_whoever_the_user_is_can_use_the_devices_and_read_etc() -> None:
     for plan in PLANS.values():
-        files = [step for step in plan.steps if isinstance(step, s.MakeFile)]
+        files = [step for step in plan.steps if isinstance(step, m.MakeFile)]
         modes = {step.path: step.mode for step in files if step.slot == op.SLOT_DEV}
         assert set(modes.values()) <= {0o666}
         assert {step.mode for step in files if step.slot != op.SLOT_DEV} == {0o644}
@@ -188,13 +189,13 @@ def test_whoever_the_user_is_can_use_the_devices_and_read_etc() -> None:
 
 @every_rootfs_plan
 def test_the_containers_own_etc_files_can_be_changed_inside(plan: s.LaunchPlan) -> None:
-    covers = [x for x in plan.steps if isinstance(x, s.Bind) and x.slot == op.SLOT_FILES]
+    covers = [x for x in plan.steps if isinstance(x, m.Bind) and x.slot == op.SLOT_FILES]
     assert [x.attributes for x in covers] == [0] * 3
 
 
 def test_directories_of_the_built_in_root_have_the_usual_modes() -> None:
     steps = make_run_plan(root=None).steps
-    made = [x for x in steps if isinstance(x, s.MakeDirectory) and x.slot == op.SLOT_ROOT]
+    made = [x for x in steps if isinstance(x, m.MakeDirectory) and x.slot == op.SLOT_ROOT]
     special = {
         b"tmp": 0o1777, b"var/tmp": 0o1777, b"root": 0o700, b"proc": 0o555, b"sys": 0o555,
     }  # fmt: skip
@@ -204,7 +205,7 @@ def test_directories_of_the_built_in_root_have_the_usual_modes() -> None:
 
 @every_plan
 def test_what_masks_a_directory_is_empty_and_stays_so(plan: s.LaunchPlan) -> None:
-    (empty,) = (x for x in plan.steps if isinstance(x, s.MakeDirectory) and x.path == b"empty")
+    (empty,) = (x for x in plan.steps if isinstance(x, m.MakeDirectory) and x.path == b"empty")
     assert (empty.slot, empty.mode) == (op.SLOT_FILES, 0o555)
 
 
@@ -215,7 +216,7 @@ def test_what_masks_a_directory_is_empty_and_stays_so(plan: s.LaunchPlan) -> Non
 def test_kernel_filesystems_are_attached_to_directories_reached_without_symlinks(
     plan: s.LaunchPlan,
 ) -> None:
-    how = {step.path: step.how for step in plan.steps if isinstance(step, s.Attach)}
+    how = {step.path: step.how for step in plan.steps if isinstance(step, m.Attach)}
     assert {path for path, kind in how.items() if kind == op.TARGET_DIRECTORY} == {
         b"proc", b"sys", b"dev",
     }  # fmt: skip
@@ -226,15 +227,15 @@ def test_kernel_filesystems_are_attached_to_directories_reached_without_symlinks
 
 @every_plan
 def test_everything_below_dev_is_made_before_it_is_attached_to(plan: s.LaunchPlan) -> None:
-    made = {step.path for step in plan.steps if isinstance(step, s.MakeDirectory)}
+    made = {step.path for step in plan.steps if isinstance(step, m.MakeDirectory)}
     for step in plan.steps:
-        if isinstance(step, s.Attach) and step.how == op.TARGET_EXISTING:
+        if isinstance(step, m.Attach) and step.how == op.TARGET_EXISTING:
             assert step.path.removeprefix(b"dev/") in made
 
 
 @every_plan
 def test_the_hosts_memory_keys_and_hardware_are_masked(plan: s.LaunchPlan) -> None:
-    masked = {step.path for step in plan.steps if isinstance(step, s.Mask)}
+    masked = {step.path for step in plan.steps if isinstance(step, m.Mask)}
     assert masked >= {
         b"proc/kcore", b"proc/keys", b"proc/timer_list", b"proc/sched_debug", b"proc/acpi",
         b"proc/scsi", b"proc/interrupts", b"sys/firmware", b"sys/devices/virtual/powercap",
@@ -243,14 +244,14 @@ def test_the_hosts_memory_keys_and_hardware_are_masked(plan: s.LaunchPlan) -> No
 
 @every_plan
 def test_root_inside_cannot_write_to_what_governs_the_host(plan: s.LaunchPlan) -> None:
-    readonly = {step.path for step in plan.steps if isinstance(step, s.RemountReadonly)}
+    readonly = {step.path for step in plan.steps if isinstance(step, m.RemountReadonly)}
     assert readonly >= {b"proc/sys", b"proc/sysrq-trigger", b"proc/irq", b"proc/bus", b"proc/fs"}
 
 
 @every_plan
 def test_targets_and_masks_are_relative_to_the_root(plan: s.LaunchPlan) -> None:
     for step in plan.steps:
-        if isinstance(step, s.Attach | s.Bind | s.Mask | s.RemountReadonly | s.MakeFile):
+        if isinstance(step, m.Attach | m.Bind | m.Mask | m.RemountReadonly | m.MakeFile):
             assert not step.path.startswith(b"/"), step
             assert b".." not in step.path.split(b"/"), step
 
@@ -261,17 +262,17 @@ def test_targets_and_masks_are_relative_to_the_root(plan: s.LaunchPlan) -> None:
 @pytest.mark.parametrize("bound", [False, True])
 def test_there_are_the_same_devices_whether_made_or_bound(bound: bool) -> None:
     steps = make_run_plan(host=make_host(user_namespace=bound)).steps
-    made = {(x.path, x.major, x.minor) for x in steps if isinstance(x, s.MakeDevice)}
-    files = {x.path for x in steps if isinstance(x, s.MakeFile) and x.slot == op.SLOT_DEV}
-    binds = {x.source: x.path for x in steps if isinstance(x, s.Bind) and x.path[:4] == b"dev/"}
+    made = {(x.path, x.major, x.minor) for x in steps if isinstance(x, m.MakeDevice)}
+    files = {x.path for x in steps if isinstance(x, m.MakeFile) and x.slot == op.SLOT_DEV}
+    binds = {x.source: x.path for x in steps if isinstance(x, m.Bind) and x.path[:4] == b"dev/"}
     names = {name for name, _, _ in DEVICES}
     directories = {
-        x.mode for x in steps if isinstance(x, s.MakeDirectory) and x.slot == op.SLOT_DEV
+        x.mode for x in steps if isinstance(x, m.MakeDirectory) and x.slot == op.SLOT_DEV
     }
     assert directories == {0o755}
     if bound:
         assert not made
-        flags = {x.attributes for x in steps if isinstance(x, s.Bind) and x.path[:4] == b"dev/"}
+        flags = {x.attributes for x in steps if isinstance(x, m.Bind) and x.path[:4] == b"dev/"}
         assert flags == {0}, "a device on a nodev mount is none"
         assert files == names
         assert binds == {b"/dev/" + name: b"dev/" + name for name in names}
@@ -302,14 +303,14 @@ def test_hosts_and_hostname_know_the_containers_name() -> None:
 @pytest.mark.parametrize("root", ["rootfs", "built-in"])
 def test_the_container_sees_these_files_whatever_its_root(root: str) -> None:
     plan = PLANS[f"{root}/made-devices/no-init/hybrid"]
-    made = {x.path: x.content for x in plan.steps if isinstance(x, s.MakeFile)}
+    made = {x.path: x.content for x in plan.steps if isinstance(x, m.MakeFile)}
     for name, content in etc_files("box"):
         assert made[name if root == "rootfs" else b"etc/" + name] == content
 
 
 def test_nothing_of_the_host_is_writable_or_setuid_from_the_built_in_root() -> None:
     plan = make_run_plan(root=None)
-    binds = [x for x in plan.steps if isinstance(x, s.Bind) and x.slot == -1]
+    binds = [x for x in plan.steps if isinstance(x, m.Bind) and x.slot == -1]
     assert {x.source for x in binds} == {
         b"/usr", b"/lib64", b"/etc/ld.so.cache", b"/etc/alternatives", b"/etc/ssl/certs",
     }  # fmt: skip
@@ -320,8 +321,8 @@ def test_nothing_of_the_host_is_writable_or_setuid_from_the_built_in_root() -> N
 
 def test_bin_is_in_the_built_in_root_what_it_is_on_the_host() -> None:
     plan = make_run_plan(root=None)
-    links = {x.path: x.to for x in plan.steps if isinstance(x, s.MakeSymlink)}
-    directories = {x.path for x in plan.steps if isinstance(x, s.MakeDirectory)}
+    links = {x.path: x.to for x in plan.steps if isinstance(x, m.MakeSymlink)}
+    directories = {x.path for x in plan.steps if isinstance(x, m.MakeDirectory)}
     assert links[b"bin"] == b"usr/bin"
     assert b"lib64" in directories
     assert b"bin" not in directories
@@ -329,14 +330,14 @@ def test_bin_is_in_the_built_in_root_what_it_is_on_the_host() -> None:
 
 def test_a_bound_directory_of_etc_is_bound_as_one_and_a_file_as_one() -> None:
     plan = make_run_plan(root=None)
-    how = {x.path: x.how for x in plan.steps if isinstance(x, s.Bind)}
+    how = {x.path: x.how for x in plan.steps if isinstance(x, m.Bind)}
     assert how[b"etc/alternatives"] == op.TARGET_DIRECTORY
     assert how[b"etc/ld.so.cache"] == op.TARGET_FILE
 
 
 def test_the_accounts_of_the_built_in_root_are_well_formed() -> None:
     plan = make_run_plan(root=None)
-    made = {x.path: x.content for x in plan.steps if isinstance(x, s.MakeFile)}
+    made = {x.path: x.content for x in plan.steps if isinstance(x, m.MakeFile)}
     passwd = [line.split(b":") for line in made[b"etc/passwd"].splitlines()]
     groups = [line.split(b":") for line in made[b"etc/group"].splitlines()]
     assert all(len(fields) == 7 for fields in passwd)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from craterun.core import flags as f
+from craterun.core import mount_steps as m
 from craterun.core import opcodes as op
 from craterun.core import steps as s
 from craterun.core.capabilities import CAPABILITIES, DEFAULT_CAPABILITIES, capability_mask
@@ -34,7 +35,7 @@ every_plan = pytest.mark.parametrize(
 )
 every_exec_plan = pytest.mark.parametrize("plan", EXEC_PLANS.values(), ids=EXEC_PLANS.keys())
 
-MOUNTING = (s.CloneTree, s.NewFilesystem, s.EnterRoot, s.Attach, s.Bind, s.RemountReadonly, s.Mask)
+MOUNTING = (m.CloneTree, m.NewFilesystem, m.EnterRoot, m.Attach, m.Bind, m.RemountReadonly, m.Mask)
 
 
 def positions(plan: s.LaunchPlan, wanted: Callable[[s.Step], bool]) -> list[int]:
@@ -120,25 +121,25 @@ def test_what_setting_up_takes_is_not_counted_against_the_limits(plan: s.LaunchP
     # Opened while the host's files can be reached, entered when all is made.
     opened, entered = (those(plan, kind) for kind in (s.OpenCgroup, s.EnterCgroup))
     assert len(opened) == len(entered)
-    assert all(number < only(plan, s.PivotRoot) for number in opened)
+    assert all(number < only(plan, m.PivotRoot) for number in opened)
     assert all(number > max(positions(plan, of(*MOUNTING))) for number in entered)
     assert all(number < only(plan, s.Credentials) for number in entered)
 
 
 @every_run_plan
 def test_no_mount_is_made_before_propagation_is_cut(plan: s.LaunchPlan) -> None:
-    assert only(plan, s.PrivateMounts) < min(positions(plan, of(*MOUNTING)))
+    assert only(plan, m.PrivateMounts) < min(positions(plan, of(*MOUNTING)))
 
 
 @every_run_plan
 def test_nothing_is_attached_before_the_root_is(plan: s.LaunchPlan) -> None:
-    enter = only(plan, s.EnterRoot)
-    assert enter < min(positions(plan, of(s.Attach, s.Bind, s.RemountReadonly, s.Mask)))
+    enter = only(plan, m.EnterRoot)
+    assert enter < min(positions(plan, of(m.Attach, m.Bind, m.RemountReadonly, m.Mask)))
 
 
 @every_run_plan
 def test_all_mounts_are_made_before_the_hosts_root_is_left(plan: s.LaunchPlan) -> None:
-    assert max(positions(plan, of(*MOUNTING))) < only(plan, s.PivotRoot)
+    assert max(positions(plan, of(*MOUNTING))) < only(plan, m.PivotRoot)
 
 
 @every_run_plan
@@ -146,7 +147,7 @@ def test_the_hosts_root_is_left_before_anything_is_done_in_the_containers_name(
     plan: s.LaunchPlan,
 ) -> None:
     inside = (s.SetHostname, s.LoopbackUp, s.NullInput, s.Credentials, s.ChangeDirectory, s.Execute)
-    assert only(plan, s.PivotRoot) < min(positions(plan, of(*inside)))
+    assert only(plan, m.PivotRoot) < min(positions(plan, of(*inside)))
 
 
 @every_run_plan
@@ -165,12 +166,12 @@ def test_the_init_is_started_directly_before_the_command_if_asked_for(asked: boo
 
 def test_the_rootfs_is_the_directory_that_was_checked() -> None:
     plan = make_run_plan()
-    clone = plan.steps[only(plan, s.CloneTree)]
-    assert clone == s.CloneTree(op.SLOT_ROOT, b"/srv/rootfs", 0, ROOT.device, ROOT.inode)
+    clone = plan.steps[only(plan, m.CloneTree)]
+    assert clone == m.CloneTree(op.SLOT_ROOT, b"/srv/rootfs", 0, ROOT.device, ROOT.inode)
 
 
 def test_the_built_in_root_copies_no_directory_of_the_host_as_root() -> None:
-    assert not any(isinstance(step, s.CloneTree) for step in make_run_plan(root=None).steps)
+    assert not any(isinstance(step, m.CloneTree) for step in make_run_plan(root=None).steps)
 
 
 def test_a_version_1_cgroup_is_entered_and_a_version_2_one_is_born_in() -> None:
@@ -224,7 +225,7 @@ def test_a_further_process_joins_all_namespaces_and_makes_none(plan: s.LaunchPla
     run = make_run_plan().clone_flags | f.CLONE_NEWCGROUP
     assert plan.steps[only(plan, s.JoinNamespaces)] == s.JoinNamespaces(run)
     assert plan.clone_flags == 0
-    assert not any(isinstance(step, (*MOUNTING, s.Unshare, s.PivotRoot)) for step in plan.steps)
+    assert not any(isinstance(step, (*MOUNTING, s.Unshare, m.PivotRoot)) for step in plan.steps)
 
 
 @every_exec_plan

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from craterun.core import mount_steps as m
 from craterun.core import opcodes as op
 from craterun.core import steps as s
 from craterun.keeper import child, wire
@@ -131,5 +132,5 @@ def test_only_absence_lets_a_protection_be_left_out() -> None:
     # A mask that fails for any other reason must end the start.
     for part in make_run_plan().parts:
         for call, (step, _) in zip(code_of(part), part.origins, strict=True):
-            if isinstance(part.steps[step], s.Mask | s.RemountReadonly) and call[3] is not None:
+            if isinstance(part.steps[step], m.Mask | m.RemountReadonly) and call[3] is not None:
                 assert call[3][0] == (2,)

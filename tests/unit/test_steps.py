@@ -31,7 +31,7 @@ def hostile(kind: type[s.Step]) -> s.Step:
 
 @every_kind
 def test_every_step_is_made_of_calls(kind: type[s.Step]) -> None:
-    assert kind in program._ASSEMBLE
+    assert kind in program.TRANSLATIONS
 
 
 def test_every_step_is_used_by_some_plan() -> None:
