@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 
 from craterun.core.logoptions import LogOptions
+from craterun.core.phases import Phases
 from craterun.core.units import signal_name
 
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -88,6 +89,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
         ended, if they could not be counted (`core.oom`)
     :ivar oom_first: when the first of these kills was noticed
     :ivar oom_last: when the last one was
+    :ivar phases_us: how long each phase of its life took, in microseconds
     :ivar init_oom_killed: whether the first process was among them; None: nobody can tell
     """
 
@@ -125,6 +127,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     stop_seconds: float = 10.0
     cgroups: tuple[str, ...] = ()
     log: LogOptions = LogOptions()
+    phases_us: Phases | None = None
     error: str | None = None
 
     @property

@@ -19,6 +19,7 @@ from fcntl import ioctl
 from craterun.core import flags as f
 from craterun.core import opcodes as op
 from craterun.keeper.init import SIGNALS, be_init
+from craterun.keeper.stamps import Stamps
 from craterun.linux import calls
 
 TYPE_CHECKING = False  # typing is an import that the keeper does without
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 LOWEST_FD = 16
 """The keeper opens nothing below, so that the child's own descriptors collide with none of it."""
+
+stamps = Stamps()
+"""When children called execve(2)."""
 
 _EVIDENCE_BYTES = 256
 _EXIT_SETUP_FAILED = 125
@@ -189,6 +193,7 @@ def _start_init() -> int:
     pid = os.fork()
     if pid:
         os.close(op.ERROR_FD)
+        stamps.drop()  # nothing inside may have a way to write there
         be_init(pid)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     return 0
@@ -196,6 +201,7 @@ def _start_init() -> int:
 
 def _execute(candidates: Any, arguments: Any, environment: Any) -> int:
     argv, env = list(arguments), dict(environment)
+    stamps.stamp()
     failed = b""
     refusal = OSError(2, "not found")
     for path in candidates:

@@ -23,7 +23,7 @@ from fcntl import F_DUPFD_CLOEXEC, fcntl
 from craterun.core import flags as f
 from craterun.core import opcodes as op
 from craterun.keeper import wire
-from craterun.keeper.child import LOWEST_FD, carry_out, opening
+from craterun.keeper.child import LOWEST_FD, carry_out, opening, stamps
 from craterun.linux import calls
 
 TYPE_CHECKING = False  # typing is an import that the keeper does without
@@ -47,14 +47,17 @@ class Kept:
     :ivar lock: descriptor of the locked state directory, or -1; held, not used
     :ivar terminal: socket by which the child passes its terminal out, or None
     :ivar error: read end of the error pipe, -1 once it has been read to its end
+    :ivar times: CLOCK_MONOTONIC, nanoseconds: before and after clone3, at the child's execve, and
+        when that was known to have succeeded
     :ivar abandoned: nobody is interested any more: it was killed, and only has to be reaped
-    :ivar status: (si_code, si_status) once it was reaped
+    :ivar status: (si_code, si_status, when its command was executed, when we were told of its end)
+        once it was reaped
     """
 
     __slots__ = (
         "abandoned", "buffer", "cookie", "error", "failure", "lock", "number", "outputs", "pid",
         "pidfd", "pipes",
-        "start_time", "started", "status", "terminal",
+        "start_time", "started", "status", "terminal", "times",
     )  # fmt: skip
 
     def __init__(self, number: int, cookie: bytes, lock: int) -> None:
@@ -72,7 +75,8 @@ class Kept:
         self.failure: tuple[int, int, bytes] | None = None
         self.started = False
         self.abandoned = False
-        self.status: tuple[int, int] | None = None
+        self.times = (0, 0, 0, 0)
+        self.status: tuple[int, int, int, int] | None = None
 
 
 class Keeper:
@@ -83,6 +87,7 @@ class Keeper:
         self.open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (self.open_files[1], self.open_files[1]))
         self.sock = sock
+        self.woken = 0
         self.takeover = takeover
         self.takeovers: list[float] = []
         self.successor = 0
@@ -96,7 +101,9 @@ class Keeper:
     def run(self) -> None:
         """Serve until the supervisor is gone and nothing is left to keep."""
         while self.sock is not None or self.kept:
-            for fd, _ in self.epoll.poll():
+            events = self.epoll.poll()
+            self.woken = time.monotonic_ns()
+            for fd, _ in events:
                 if (kept := self.by_fd.get(fd)) is None:
                     if self.sock is not None and fd == self.sock.fileno():
                         self.serve()
@@ -173,9 +180,12 @@ class Keeper:
                 born_in = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 child_ends.append(born_in)
             first = opening(streams, error_end, given, self.open_files)
+            stamps.reserve(number)
+            cloning = time.monotonic_ns()
             pid, pidfd = calls.clone3(clone_flags, born_in)
             if pid == 0:
                 carry_out(first, program)
+            kept.times = (cloning, time.monotonic_ns(), 0, 0)
             kept.pid, kept.pidfd = pid, pidfd
             kept.start_time = start_time(pid)
         except OSError as error:
@@ -282,13 +292,15 @@ class Keeper:
             self.finish(kept)
         else:
             kept.started = True
+            kept.times = (*kept.times[:2], stamps.of(kept.number), self.woken)
             if kept.terminal is not None:
                 # Sent before execve, hence there. A child that was killed on the way sent nothing.
                 kept.pipes = _receive_descriptor(kept.terminal)
                 kept.terminal.close()
                 kept.terminal = None
             fds = [kept.pidfd, *kept.pipes]
-            self.send((op.MSG_STARTED, kept.number, kept.pid, kept.start_time), fds)
+            told = (op.MSG_STARTED, kept.number, kept.pid, kept.start_time, *kept.times)
+            self.send(told, fds)
             # Output pipes are held for a successor. The input pipe must not be: the container sees
             # its end when the last writer closes it, and that is the supervisor's decision.
             for fd in kept.pipes[kept.outputs :]:
@@ -316,7 +328,7 @@ class Keeper:
         result = os.waitid(os.P_PIDFD, kept.pidfd, os.WEXITED | os.WNOHANG)
         if result is None:
             return
-        kept.status = (result.si_code, result.si_status)
+        kept.status = (result.si_code, result.si_status, kept.times[3], self.woken)
         del self.by_fd[kept.pidfd]
         self.epoll.unregister(kept.pidfd)
         self.finish(kept)

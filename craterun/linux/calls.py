@@ -79,6 +79,9 @@ _prctl_name = _prototype("prctl", c_int, c_char_p, c_ulong, c_ulong, c_ulong)
 _keyctl = _prototype("syscall", c_long, c_long, c_void_p)
 _inotify_init1 = _prototype("inotify_init1", c_int)
 _inotify_add_watch = _prototype("inotify_add_watch", c_int, c_char_p, c_uint)
+_mmap = _prototype("mmap", c_void_p, c_size_t, c_int, c_int, c_int, c_long)
+_mmap.restype = c_void_p
+_munmap = _prototype("munmap", c_void_p, c_size_t)
 
 
 _plain = ctypes.PyDLL(None)
@@ -186,6 +189,25 @@ def new_session_keyring() -> None:
         error = _fail("keyctl")
         if error.errno != 38:  # ENOSYS: nothing there to be reached
             raise error
+
+
+def shared_integers(count: int) -> tuple[tuple[int, int], Any]:
+    """mmap(2): (address and size, array of ``count`` 64-bit integers) that children share with us.
+
+    The `mmap` module would do, too; it is one more library to be mapped, and paid for at each fork.
+    """
+    kind = ctypes.c_uint64 * count
+    size = sizeof(kind)
+    address = _mmap(None, size, 0x3, 0x21, -1, 0)  # read and write; shared, anonymous
+    if address == c_void_p(-1).value:
+        raise _fail("mmap")
+    return (address, size), kind.from_address(address)
+
+
+def unmap(page: tuple[int, int]) -> None:
+    """munmap(2) of what `shared_integers` has made; nobody may use it afterwards."""
+    if _munmap(*page) < 0:
+        raise _fail("munmap")
 
 
 def inotify_init() -> int:

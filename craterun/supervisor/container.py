@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import termios
+import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ import trio
 from craterun.core.errors import ContainerNotRunningError, CraterunError
 from craterun.core.life import ExitStatus, Record, State
 from craterun.core.oom import OomCount
+from craterun.core.phases import Asked, of_start, with_end
 from craterun.linux import cgroup, freezer
 from craterun.linux.fd import Fd
 from craterun.linux.proc import boot_id
@@ -79,6 +81,7 @@ class Container:
         self._errors: list[str] = []
         self.memory_limit: int | None = None
         self._sigkilled = False
+        self._drained = 0
         self._oom_news = trio.lowlevel.ParkingLot()
         self._chronicle = Chronicle(services, store.root, record.id, told)
         kills = record.oom_kills or 0
@@ -214,6 +217,7 @@ class Container:
                 self._terminal.close()
             logger.debug("%s: %s", self.id, self._launched.status)
             await self._drain()
+            self._drained = time.monotonic_ns()
             watchers.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
             await self._conclude()
@@ -326,6 +330,13 @@ class Container:
             finished=datetime.now(UTC),
             exit_code=status.exit_code,
             signal=status.signal,
+            phases_us=with_end(
+                self.record.phases_us,
+                self._launched.ended,
+                self._launched.told,
+                self._drained,
+                time.monotonic_ns(),
+            ),
             error="; ".join(self._errors) or None,
         )
 
@@ -334,8 +345,11 @@ class Container:
             self._errors.append(problem)
 
 
-def running_record(record: Record, launched: Launched) -> Record:
-    """``record`` after a successful launch."""
+def running_record(record: Record, launched: Launched, asked: Asked | None = None) -> Record:
+    """``record`` after a successful launch.
+
+    :param asked: when it was asked for; only the supervisor that started it knows
+    """
     return msgspec.structs.replace(
         record,
         status=State.RUNNING,
@@ -343,6 +357,7 @@ def running_record(record: Record, launched: Launched) -> Record:
         pid=launched.pid,
         start_time=launched.start_time,
         boot_id=boot_id(),
+        phases_us=of_start(asked or Asked(), launched.started),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import time
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ import trio
 from craterun.core import opcodes as op
 from craterun.core.errors import KeeperDiedError
 from craterun.core.life import ExitStatus
+from craterun.core.phases import Ended, Started
 from craterun.core.steps import LaunchPlan
 from craterun.keeper import wire
 from craterun.keeper.spawn import spawn_keeper
@@ -37,12 +39,16 @@ class Launched:
     :ivar terminal: ``stdout`` is the terminal's master side, for reading and writing; there is no
         ``stderr`` and no ``stdin``
     :ivar merged: there is no ``stderr``: what goes there comes by ``stdout``
+    :ivar started: the keeper's times of its start
+    :ivar ended: the keeper's times of its end
+    :ivar told: when we were told of its end; nanoseconds of CLOCK_MONOTONIC, or 0
     :ivar exited: it was reaped (then ``status`` is set), or the keeper is gone (``status`` is None)
     """
 
     __slots__ = (
-        "cookie", "exited", "failure", "lock", "merged", "number", "pid", "pidfd", "settled",
-        "start_time", "status", "stderr", "stdin", "stdout", "terminal",
+        "cookie", "ended", "exited", "failure", "lock", "merged", "number", "pid", "pidfd",
+        "settled", "start_time", "started", "status", "stderr", "stdin", "stdout", "terminal",
+        "told",
     )  # fmt: skip
 
     def __init__(self, number: int, *, terminal: bool = False, merged: bool = False) -> None:
@@ -61,6 +67,16 @@ class Launched:
         self.exited = trio.Event()
         self.failure: Failure | None = None
         self.status: ExitStatus | None = None
+        self.started = Started()
+        self.ended = Ended()
+        self.told = 0
+
+    def reaped(self, code: int, status: int, executed: int, exited: int) -> None:
+        """The keeper says how and when it ended."""
+        self.status = ExitStatus.from_siginfo(code, status)
+        self.ended = Ended(executed, exited)
+        self.told = time.monotonic_ns()
+        self.exited.set()
 
     def close(self) -> None:
         """Close every descriptor that came from the keeper."""
@@ -203,7 +219,8 @@ class KeeperLink:
                 fd.close()
             return
         if kind == op.MSG_STARTED:
-            launched.pid, launched.start_time = rest
+            launched.pid, launched.start_time, *times = rest
+            launched.started = Started(*times)
             for fd in (launched.pidfd, launched.stdout, launched.stderr):
                 fd.close()  # one adopted while it was still starting has them already
             # Without any stream: it was killed on its way to execve.
@@ -214,8 +231,7 @@ class KeeperLink:
                 setattr(launched, name, fd)
             launched.settled.set()
         elif kind == op.MSG_EXITED:
-            launched.status = ExitStatus.from_siginfo(*rest)
-            launched.exited.set()
+            launched.reaped(*rest)
         elif kind == op.MSG_FAILED:
             launched.failure = Failure(*rest)
             launched.settled.set()
@@ -236,8 +252,7 @@ class KeeperLink:
         if started:
             launched.settled.set()
         if status is not None:
-            launched.status = ExitStatus.from_siginfo(*status)
-            launched.exited.set()
+            launched.reaped(*status)
         self._next = max(self._next, number + 1)
         self._launched[number] = launched
         self._adopted.append(launched)

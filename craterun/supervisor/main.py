@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import resource
+import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from craterun.core.errors import (
 )
 from craterun.core.failures import explain
 from craterun.core.life import Record, State
+from craterun.core.phases import Asked
 from craterun.core.plan import plan_exec, plan_run
 from craterun.core.spec import HOST_ROOTFS, HostFacts, Identity, RootDirectory, Spec, check_process
 from craterun.core.steps import LaunchPlan
@@ -141,18 +143,21 @@ class Supervisor:
         :raises KernelRefusedError: the kernel refused a step; the message says which
         :raises KeeperDiedError: the keeper is gone
         """
+        asked = time.monotonic_ns()
         spec.check()
         require_root()
         services, tasks = self._running()
         with trio.CancelScope(shield=True):
             root, identity = await self._examine(spec)
             prepared = await services.clerk.do(self._prepare, spec, root, identity)
+            sent = time.monotonic_ns()
             try:
                 launched = await self._launch(services, prepared)
             except BaseException:
                 await services.clerk.do(self._undo, prepared)
                 raise
-        record = running_record(prepared.record, launched)
+        times = Asked(asked, prepared.begun, sent)
+        record = running_record(prepared.record, launched, times)
         container = Container(services, self.store, record, launched, prepared.directory)
         logger.debug("%s: pid %d executed %r", container.id, launched.pid, spec.command)
         self._containers.add(container)
@@ -184,6 +189,7 @@ class Supervisor:
 
     def _prepare(self, spec: Spec, root: RootDirectory | None, identity: Identity) -> _Prepared:
         """By the clerk: everything that makes files, before anything is started."""
+        begun = time.monotonic_ns()
         container_id = new_id()
         hostname = spec.hostname or container_id[:12]
         cgroups = cgroup.plan_for(spec, container_id, self.facts)
@@ -199,7 +205,7 @@ class Supervisor:
             directory.close()
             self.store.remove(record)
             raise
-        return _Prepared(record, plan, directory)
+        return _Prepared(record, plan, directory, begun)
 
     async def _launch(self, services: Services, prepared: _Prepared) -> Launched:
         launched = await services.link.launch(
@@ -343,12 +349,13 @@ def _raise_open_files() -> None:
 class _Prepared:
     """A start between its preparation and its launch."""
 
-    __slots__ = ("directory", "plan", "record")
+    __slots__ = ("begun", "directory", "plan", "record")
 
-    def __init__(self, record: Record, plan: LaunchPlan, directory: Fd) -> None:
+    def __init__(self, record: Record, plan: LaunchPlan, directory: Fd, begun: int) -> None:
         self.record = record
         self.plan = plan
         self.directory = directory
+        self.begun = begun
 
 
 async def look_after(container: Container) -> None:
