@@ -96,7 +96,10 @@ def test_keys_reach_the_foreground_job_inside_and_not_us(
 ) -> None:
     shell(window, cli, rootfs)
     assert window.is_raw()
-    window.type("sh -c 'trap \"echo got INT\" INT; echo ready; sleep 1000'\r")
+    # The inner shell says that it is ready: the outer one waits for it by then, or will. A signal
+    # between a shell's last look at its traps and its wait for a command would be left pending.
+    inner = "echo ready; exec sleep 1000"
+    window.type(f'sh -c \'trap "echo got INT" INT; sh -c "{inner}"\'\r')
     window.until_line("ready")
     window.type("\x03")
     window.until_line("^Cgot INT")
