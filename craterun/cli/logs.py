@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Annotated, Literal
 
+import msgspec
 from cyclopts import Parameter
 
 from craterun.cli.output import complain
@@ -166,25 +167,15 @@ def _labels(containers: Sequence[str]) -> list[str]:
     return [f"{text:{width}} | " for text in texts] if len(texts) > 1 else [""]
 
 
-class _View:
+class _View(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked for."""
 
-    def __init__(
-        self,
-        *,
-        lines: int | None,
-        since_ns: int | None,
-        until_ns: int | None,
-        timestamps: bool,
-        streams: list[Stream],
-        merge: bool,
-    ) -> None:
-        self.lines = lines
-        self.since_ns = since_ns
-        self.until_ns = until_ns
-        self.timestamps = timestamps
-        self.streams = streams
-        self.merge = merge
+    lines: int | None
+    since_ns: int | None
+    until_ns: int | None
+    timestamps: bool
+    streams: list[Stream]
+    merge: bool
 
     def cursor(self, directory: int, start: Place | None = None) -> LogCursor:
         """A cursor that gives out what is asked for."""
