@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 
 import trio
 
 from craterun.cli.logs import WholeLog
+from craterun.cli.signals import heeded
 from craterun.cli.terminal import shown
 from craterun.cli.window import our_window
 from craterun.client import local
@@ -19,10 +19,6 @@ from craterun.linux.fd import Fd
 from craterun.linux.terminal import set_window_size
 from craterun.state.openlog import OpenLog
 from craterun.state.store import Store
-
-FORWARDED = (
-    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
-)  # fmt: skip
 
 
 async def show_container(
@@ -81,8 +77,7 @@ async def _forwarding(store: Store, record: Record, proxy: bool) -> AsyncIterato
     if not proxy:
         yield
         return
-    heeded = [n for n in FORWARDED if signal.getsignal(n) is not signal.SIG_IGN]
-    with trio.open_signal_receiver(*heeded) as signals:
+    with trio.open_signal_receiver(*heeded()) as signals:
         async with trio.open_nursery() as nursery:
 
             async def forward() -> None:

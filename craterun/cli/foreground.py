@@ -12,6 +12,7 @@ from typing import Protocol
 import trio
 
 from craterun.cli.output import complain
+from craterun.cli.signals import heeded
 from craterun.cli.streams import OutputSink, copy_output, feed_input
 from craterun.cli.terminal import shown
 from craterun.core.errors import ContainerNotRunningError
@@ -28,9 +29,6 @@ from craterun.supervisor.main import Supervisor
 
 logger = logging.getLogger("craterun")
 
-FORWARDED = (
-    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
-)  # fmt: skip
 INSIST_SECONDS = 1.0
 """The same signal twice within this time kills: PID 1 may be deaf to the first."""
 
@@ -62,7 +60,7 @@ async def run_container(
     :param tell_oom: say on stderr when the kernel has killed processes for want of memory
     :param started: called once the command was executed and that is on record
     """
-    with trio.open_signal_receiver(*_heeded()) as signals:
+    with trio.open_signal_receiver(*heeded()) as signals:
         async with Supervisor(root, link=KeeperLink(*keeper)) as supervisor:
             container = await supervisor.start(spec)
             if not attach:
@@ -104,11 +102,6 @@ def _terminal(
     if not wanted:
         return nullcontext()
     return shown(process.resize, process.stdin if typing else None)
-
-
-def _heeded() -> list[signal.Signals]:
-    """What to forward: not what we were told to ignore, as by nohup or a shell's ``&``."""
-    return [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 async def _tell_oom(container: Container) -> None:
@@ -198,7 +191,7 @@ async def exec_command(
     window: tuple[int, int] | None = None,
 ) -> int:
     """Run ``command`` in a running container, stay until its end, and return the exit code."""
-    with trio.open_signal_receiver(*_heeded()) as signals:
+    with trio.open_signal_receiver(*heeded()) as signals:
         async with Supervisor(root, link=KeeperLink(*keeper)) as supervisor:
             execution = await supervisor.execute(
                 container, command, env=env, workdir=workdir, user=user, stdin=stdin, window=window
