@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 
 from craterun.core.errors import CraterunError, NoSuchContainerError, StateError
 from craterun.state import readers
 from craterun.state.records import METADATA
-from craterun.state.store import Store
+from craterun.state.store import Store, is_supervised
 
 
 class OpenLog:
@@ -69,15 +68,7 @@ class OpenLog:
 
     def is_supervised(self) -> bool:
         """Whether anybody may still write to it."""
-        fd = self.reopen()
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        else:
-            return False
-        finally:
-            os.close(fd)
+        return is_supervised(self.reopen())
 
     def reopen(self) -> int:
         """Another descriptor of the folder, for a lock of its own; the caller's."""

@@ -216,14 +216,7 @@ class Store:
             fd = self._open(container_id)
         except OSError:
             return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        else:
-            return False
-        finally:
-            os.close(fd)
+        return is_supervised(fd)
 
     def wait_unsupervised(self, container_id: str) -> None:
         """Block until nobody supervises this container any more; at once if it is gone."""
@@ -300,6 +293,18 @@ class Store:
             yield names
         finally:
             os.close(fd)
+
+
+def is_supervised(directory: int) -> bool:
+    """Whether somebody alive holds the lock of a container's folder. Takes the descriptor."""
+    try:
+        fcntl.flock(directory, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(directory)
 
 
 def _read_link(path: str) -> str | None:
