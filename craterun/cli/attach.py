@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from craterun.cli.uninterrupted import uninterrupted
 from craterun.client import local
 from craterun.core.errors import ContainerNotRunningError, CraterunError
 from craterun.core.keys import parse_keys
@@ -59,9 +60,10 @@ def attach_to(
     record, _ = local.running_process(store, container)
     master = _terminal(record) if typing and record.terminal else None
 
-    import trio
+    with uninterrupted():
+        import trio
 
-    from craterun.cli.attached import show_container
+        from craterun.cli.attached import show_container
 
     detached = trio.run(show_container, store, record, master, from_start, proxy, keys)
     if detached:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from craterun.cli.uninterrupted import uninterrupted
 from craterun.cli.window import default_term, our_window
 from craterun.core.units import parse_env
 from craterun.state.store import default_root
@@ -49,9 +50,10 @@ def execute(
 
     keeper = spawn_keeper()
     try:
-        import trio
+        with uninterrupted():
+            import trio
 
-        from craterun.cli.foreground import exec_command
+            from craterun.cli.foreground import exec_command
     except BaseException:
         keeper.close()
         raise

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from craterun.cli.limits import LimitOptions
+from craterun.cli.uninterrupted import uninterrupted
 from craterun.cli.window import DEFAULT_WINDOW, default_term, our_window
 from craterun.core.errors import CraterunError, UsageError
 from craterun.core.keys import parse_keys
@@ -176,10 +177,11 @@ def _run_in_foreground(spec: Spec, root: str, cid: _CidFile, *, attach: bool, qu
     # The keeper starts on the other core while this process imports trio.
     keeper = spawn_keeper()
     try:
-        import trio
+        with uninterrupted():
+            import trio
 
-        from craterun.cli.foreground import run_container
-        from craterun.supervisor.container import Container
+            from craterun.cli.foreground import run_container
+            from craterun.supervisor.container import Container
     except BaseException:
         keeper.close()
         raise

@@ -288,6 +288,8 @@ def test_a_signal_at_any_moment_of_the_start_leaves_nothing_half_made(
             if process.poll() is None:
                 (os.killpg if to_group else os.kill)(process.pid, number_of(name))
             _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+        if process.returncode == 1 and b"craterun/__main__.py" not in errors:
+            continue  # Python itself was still starting: not a line of ours had run
         allowed = (0, -number_of(name), 128 + number_of(name), 125)
         assert process.returncode in allowed, errors.decode()
     for container_id in ids(state_root):
