@@ -16,9 +16,9 @@ from pathlib import Path
 
 import trio
 
-from bench._leave import cancelled_on_signals
 from bench.ground import warm_memory
 from craterun import Spec, Supervisor
+from craterun.bench.leave import cancelled_on_signals
 
 
 async def measure(rootfs: str, state_root: str, size: int, command: tuple[str, ...]) -> float:

@@ -18,8 +18,8 @@ import time
 import msgspec
 import trio
 
-from bench._leave import cancelled_on_signals
 from craterun import Spec, Supervisor
+from craterun.bench.leave import cancelled_on_signals
 from craterun.core.limits import Limits
 
 

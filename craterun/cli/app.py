@@ -59,6 +59,7 @@ _COMMANDS = {
     "unpause": ("manage:unpause", "Let paused containers go on."),
     "update": ("update:update", "Change the limits of running containers."),
     "rm": ("manage:rm", "Remove containers with their logs."),
+    "bench": ("bench:bench", "Measure this machine: starts, phases, logs, beside other runtimes."),
     "info": ("info:info", "Tell what this host can do for containers, and why not more."),
 }
 for _name, (_target, _help) in _COMMANDS.items():

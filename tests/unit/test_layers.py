@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "keeper": {"core", "linux", "keeper"},
     "supervisor": {"core", "linux", "state", "keeper", "supervisor"},
     "client": {"core", "linux", "state", "keeper", "supervisor", "client"},
-    "cli": {"core", "linux", "state", "keeper", "supervisor", "client", "cli"},
+    "bench": {"core", "linux", "state", "keeper", "supervisor", "client", "bench"},
+    "cli": {"core", "linux", "state", "keeper", "supervisor", "client", "bench", "cli"},
 }
 HEAVY_FOR_A_KEEPER = {
     "msgspec", "enum", "re", "typing_extensions", "trio", "anyio", "asyncio", "logging",

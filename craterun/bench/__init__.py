@@ -1,0 +1,1 @@
+"""Benchmarks of the machine they run on: `craterun bench`, and what `bench/` shares with it."""

@@ -1,0 +1,151 @@
+"""bench: what this machine can do with craterun, and with others."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from craterun.cli.limits import LimitOptions
+from craterun.core.errors import UsageError
+from craterun.core.limits import Limits
+from craterun.core.spec import HOST_ROOTFS, Spec
+from craterun.state.store import default_root
+
+_PEERS = ("crun", "runc", "bwrap", "podman")
+
+
+def bench(
+    *command: str,
+    count: int = 200,
+    jobs: str = "1,2,4,8",
+    rounds: int = 3,
+    rootfs: str = HOST_ROOTFS,
+    limits: LimitOptions | None = None,
+    compare: str | None = None,
+    log_size: str = "128m",
+    form: Annotated[Literal["text", "json"], Parameter(name="--format")] = "text",
+    plot: str | None = None,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
+) -> int:
+    """Measure this machine: containers per second, where the time of each goes, bytes into a log.
+
+    Containers are started by one supervisor, with isolation, logs and records as by `run`. Peers
+    are started as processes, many at once by xargs, as their users start them. All take turns.
+    State is kept where it always is (--root), and removed afterwards. docs/bench.md explains the
+    figures.
+
+    Parameters
+    ----------
+    command
+        What each container runs, after --; default: true. It has to exit with 0.
+    count
+        Containers in each run.
+    jobs
+        How many containers at once: a list to measure one after the other.
+    rounds
+        Runs of each contender with each of them; rates are medians over these.
+    rootfs
+        Directory that becomes the containers' root. "host": the host's programs read-only.
+    compare
+        Other runtimes to measure as well: a list of crun, runc, bwrap and podman, or "all". One
+        that is not installed is named. Needs root.
+    log_size
+        How much a container writes for the rate into its log; 0: do not measure that.
+    form
+        Text for people, or JSON for programs, with everything measured.
+    plot
+        Write a plot to this file, as SVG.
+    quiet
+        Do not tell on stderr how far it is.
+    """
+    from craterun.bench.driver import Options, measure
+    from craterun.bench.ground import exit_on_signals
+    from craterun.cli.output import complain
+    from craterun.linux.userns import become_root
+
+    peers = _names(compare)
+    if peers and os.geteuid() != 0:
+        raise UsageError("--compare needs root: other runtimes cannot do without")
+    options = Options(
+        root=default_root(),
+        spec=Spec(
+            command=command or ("true",),
+            rootfs=rootfs,
+            limits=limits.parse() if limits is not None else Limits(),
+        ),
+        count=_positive("--count", count),
+        rounds=_positive("--rounds", rounds),
+        jobs=_numbers("--jobs", jobs),
+        compare=peers,
+        log_mebibytes=_mebibytes(log_size),
+    )
+    options.spec.check()
+    if plot is not None:
+        _check_plot(plot)
+    become_root()
+    exit_on_signals()
+    report = measure(options, (lambda _: None) if quiet else complain)
+    if plot is not None:
+        from craterun.bench.plot import plot as draw
+
+        with open(plot, "w", encoding="utf-8") as file:
+            file.write(draw(report))
+    if form == "json":
+        import msgspec
+
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
+    else:
+        from craterun.bench.report import text
+
+        print(text(report))
+    for name, reason in (report.missing | report.failed).items():
+        complain(f"{name} was not measured: {reason}")
+    return 125 if report.failed else 0
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    if text == "all":
+        return _PEERS
+    names = tuple(dict.fromkeys(name for name in (text or "").split(",") if name))
+    if unknown := [name for name in names if name not in _PEERS]:
+        raise UsageError(
+            f"--compare knows nothing of '{unknown[0]}', only of {', '.join(_PEERS)}, and all"
+        )
+    return names
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} '{text}' is no list of numbers, as in 1,2,4") from None
+    return tuple(dict.fromkeys(_positive(option, number) for number in numbers))
+
+
+def _positive(option: str, number: int) -> int:
+    if number < 1:
+        raise UsageError(f"{option} {number} is too few: give 1 or more")
+    return number
+
+
+def _mebibytes(text: str) -> int:
+    from craterun.core.units import parse_bytes
+
+    size = 0 if text == "0" else parse_bytes(text, "--log-size")
+    if 0 < size < 1 << 20:
+        raise UsageError(f"--log-size {text} is too little to be measured: give 1m or more, or 0")
+    return size >> 20
+
+
+def _check_plot(path: str) -> None:
+    """Before minutes are spent: that this can be written, and what it will be."""
+    if not path.endswith(".svg"):
+        raise UsageError(f"--plot writes SVG: give a name that ends in .svg, and not {path}")
+    directory = os.path.dirname(os.path.abspath(path))
+    if not os.access(path if os.path.exists(path) else directory, os.W_OK):
+        raise UsageError(
+            f"--plot {path} cannot be written: check the directory and its permissions"
+        )

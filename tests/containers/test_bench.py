@@ -1,0 +1,101 @@
+"""`craterun bench`: figures of real runs, mistakes told before time is spent, nothing left."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from craterun.bench.report import PHASES, Report
+from tests.conftest import CommandLine
+from tests.containers.streams_helpers import Gate, background
+
+SMALL = ("--count", "6", "--rounds", "2", "--jobs", "1,3", "--log-size", "1m")
+
+
+def report_of(output: bytes) -> Report:
+    return msgspec.json.decode(output, type=Report)
+
+
+def test_a_benchmark_reports_every_run_and_every_phase(
+    craterun: CommandLine, rootfs: Path, state_root: Path
+) -> None:
+    picture = rootfs.parent / "picture.svg"
+    options = ("--rootfs", str(rootfs), "--memory", "32m", "--plot", str(picture))
+    result = craterun("bench", *SMALL, *options, "--format", "json", "--quiet")
+    report = report_of(result.stdout)
+    assert result.stderr == b""
+    assert [level.jobs for level in report.levels] == [1, 3]
+    for level in report.levels:
+        assert len(level.per_second["craterun"]) == 2
+        assert set(level.latency_us) == {name for name, _ in PHASES} | {"start", "total"}
+        assert level.latency_us["total"].p99 >= level.latency_us["start"].p50 > 0
+    assert report.limits == {"memory": "32m"}
+    assert set(report.log_bytes_per_second) == {"craterun", "cat"}
+    assert picture.read_text().startswith("<svg")
+    picture.unlink()
+    assert [p.name for p in state_root.iterdir() if p.name.startswith(".bench")] == []
+
+
+def test_peers_take_part_and_missing_ones_are_named(
+    craterun: CommandLine, rootfs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # All that is there but bwrap: a PATH with links to what else peers and shells need.
+    for directory in os.environ["PATH"].split(":"):
+        for program in Path(directory).glob("*") if Path(directory).is_dir() else ():
+            link = tmp_path / program.name
+            if program.name != "bwrap" and not link.is_symlink():
+                link.symlink_to(program)
+    options = ("--rootfs", str(rootfs), "--compare", "runc,bwrap", "--log-size", "0")
+    small = ("--count", "3", "--rounds", "1", "--jobs", "2")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = craterun("bench", *small, *options, "--format", "json")
+    report = report_of(result.stdout)
+    assert set(report.missing) == {"bwrap"}
+    assert b"bwrap is missing" in result.stderr
+    if "runc" not in report.missing | report.failed:
+        assert len(report.levels[0].per_second["runc"]) == 1
+        assert report.versions["runc"]
+    assert report.log_bytes_per_second == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--count", "0"), b"--count 0"),
+        (("--jobs", "1,x"), b"--jobs '1,x'"),
+        (("--compare", "lxc"), b"'lxc'"),
+        (("--plot", "/tmp/x.png"), b".svg"),
+        (("--plot", "/nowhere/x.svg"), b"cannot be written"),
+        (("--log-size", "5"), b"--log-size 5"),
+        (("--", "false"), b"ended with exit code 1"),
+        (("--", "no-such-program"), b"not found"),
+    ],
+)
+def test_mistakes_are_told_at_once(
+    craterun: CommandLine, options: tuple[str, ...], complaint: bytes
+) -> None:
+    result = craterun("bench", *options)
+    assert result.returncode in {125, 127}
+    assert complaint in result.stderr
+    assert result.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_benchmark_leaves_nothing(
+    rootfs: Path, state_root: Path, number: int
+) -> None:
+    state_root.mkdir()
+    inside = ("--rootfs", str(rootfs), "--", "sh", "-c", "echo >/up")
+    with (
+        Gate(rootfs / "up") as up,
+        background(state_root, "bench", "--quiet", "--count", "100000", *inside) as process,
+    ):
+        for _ in range(20):  # beyond what warms up
+            up.wait()
+        process.send_signal(number)
+        assert process.wait(60) in {130, 128 + number}
+    assert [p.name for p in state_root.iterdir() if p.name.startswith(".bench")] == []
