@@ -83,6 +83,7 @@ def run_command_line(arguments: list[str]) -> int:
     if not arguments:
         arguments = ["--help"]
     try:
+        _explain_fully(arguments)
         result = _unwrapped(app, arguments)
         sys.stdout.flush()
     except CycloptsError as error:
@@ -105,6 +106,15 @@ def run_command_line(arguments: list[str]) -> int:
         where = f"{printable(str(error.filename))}: " if error.filename else ""
         return _fail(f"{where}{os.strerror(error.errno or 0)}", 125)
     return result if isinstance(result, int) else 0
+
+
+def _explain_fully(arguments: list[str]) -> None:
+    """The help of one command is its docstring; the list of all, which imports none of them, has
+    the one line that it was registered with.
+    """
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if own and own[0] in _COMMANDS and ("--help" in own or "-h" in own):
+        app[own[0]].help = None
 
 
 def _unwrapped(function: Callable[[list[str]], object], arguments: list[str]) -> object:

@@ -374,6 +374,7 @@ def test_version_and_help_say_what_there_is(cli: Cli) -> None:
         assert re.search(rf"^\W*{command}\b", everything, re.MULTILINE), command
         assert cli.ok(command, "--help").startswith(f"Usage: craterun {command}")
     assert cli.ok() == everything
+    assert "RFC 3339" in cli.ok("logs", "--help"), "the help of one command is the whole of it"
     for word in ("CRATERUN_ROOT", "--root", "--debug", "125", "126", "127", "128"):
         assert word in everything
     options = cli.ok("run", "--help")
