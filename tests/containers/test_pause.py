@@ -184,27 +184,27 @@ def test_rm_force_ends_a_paused_container(cli: Cli, live: Live) -> None:
 TRAP = "trap 'echo bye; exit 5' TERM; echo up >/gate; while :; do read x </block; done"
 
 
-@v2
-def test_stop_lets_a_paused_container_handle_the_signal(
-    cli: Cli, rootfs: Path, make_gate: Callable[[Path], Gate]
-) -> None:
+@pytest.fixture
+def trapping(cli: Cli, rootfs: Path, make_gate: Callable[[Path], Gate]) -> Live:
+    """A paused container that would handle SIGTERM."""
     gate, _ = make_gate(rootfs / "gate"), make_gate(rootfs / "block")
     live = cli.detach("--rootfs", str(rootfs), "--", "sh", "-c", TRAP)
     gate.wait()
     cli.ok("pause", live.id)
+    return live
+
+
+@v2
+def test_stop_lets_a_paused_container_handle_the_signal(cli: Cli, trapping: Live) -> None:
+    live = trapping
     cli.ok("stop", "--time", "1000", live.id)
     assert cli.record(live.id)["exit_code"] == 5
     assert cli.log(live.id) == b"bye\n"
 
 
 @v2
-def test_a_signal_waits_until_the_container_goes_on(
-    cli: Cli, rootfs: Path, make_gate: Callable[[Path], Gate]
-) -> None:
-    gate, _ = make_gate(rootfs / "gate"), make_gate(rootfs / "block")
-    live = cli.detach("--rootfs", str(rootfs), "--", "sh", "-c", TRAP)
-    gate.wait()
-    cli.ok("pause", live.id)
+def test_a_signal_waits_until_the_container_goes_on(cli: Cli, trapping: Live) -> None:
+    live = trapping
     cli.ok("kill", "--signal", "TERM", live.id)
     assert frozen(live)
     cli.ok("unpause", live.id)
