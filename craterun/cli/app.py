@@ -88,7 +88,8 @@ def run_command_line(arguments: list[str]) -> int:
         sys.stdout.flush()
     except CycloptsError as error:
         first = " ".join(str(error).split())
-        return _fail(f"{first} See: craterun {arguments[0]} --help" if arguments else first, 125)
+        command = f"{arguments[0]} " if _is_command(arguments[0]) else ""
+        return _fail(f"{first} See: craterun {command}--help", 125)
     except CraterunError as error:
         if debug:
             raise
@@ -108,12 +109,16 @@ def run_command_line(arguments: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _is_command(word: str) -> bool:
+    return not word.startswith("-") and word in app
+
+
 def _explain_fully(arguments: list[str]) -> None:
     """The help of one command is its docstring; the list of all, which imports none of them, has
     the one line that it was registered with.
     """
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    if own and own[0] in _COMMANDS and ("--help" in own or "-h" in own):
+    if own and _is_command(own[0]) and ("--help" in own or "-h" in own):
         app[own[0]].help = None
 
 

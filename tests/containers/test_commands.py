@@ -375,6 +375,8 @@ def test_version_and_help_say_what_there_is(cli: Cli) -> None:
         assert cli.ok(command, "--help").startswith(f"Usage: craterun {command}")
     assert cli.ok() == everything
     assert "RFC 3339" in cli.ok("logs", "--help"), "the help of one command is the whole of it"
+    assert "See: craterun --help" in cli.refused("nosuch")
+    assert "See: craterun run --help" in cli.refused("run", "--nosuch")
     for word in ("CRATERUN_ROOT", "--root", "--debug", "125", "126", "127", "128"):
         assert word in everything
     options = cli.ok("run", "--help")
