@@ -30,7 +30,6 @@ WEIGHTS = (1, 10_000)
 MAX_CPU = 8191
 """The highest number of a processor or memory node that any kernel is built for."""
 IO_KEYS = ("rbps", "wbps", "riops", "wiops")
-MAX_RATE = (1 << 63) - 1
 
 _NUMBER = re.compile(r"[0-9]{1,20}\Z")
 _DECIMAL = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,9}))?\Z")

@@ -12,7 +12,6 @@ import trio
 from craterun.core.errors import ContainerNotRunningError
 from craterun.core.events import EventType, event
 from craterun.core.life import ExitStatus, Record
-from craterun.linux.fd import Fd
 from craterun.state.logs import Stream
 from craterun.supervisor.chronicle import COMMAND_CHARACTERS
 from craterun.supervisor.pumps import CHUNK_BYTES, DRAIN_SECONDS
@@ -153,8 +152,3 @@ async def see_through(
             code = (await execution.wait()).exit_code
             ended = event(EventType.EXEC_EXITED, record.id, record.name, pid=pid, exit_code=code)
             await services.clerk.do(journal.append, ended)
-
-
-def take_pipe(fd: Fd) -> trio.lowlevel.FdStream:
-    """The input pipe as a stream that can be written to and closed; owned by the caller."""
-    return trio.lowlevel.FdStream(fd.take())
