@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from craterun.cli.listing import require_some
 from craterun.cli.output import complain
+from craterun.cli.progress import Progress
 from craterun.client import local
 from craterun.core.errors import CraterunError, UsageError
 from craterun.core.spec import MAX_SECONDS
@@ -29,13 +30,17 @@ def wait(*containers: str) -> int:
     require_some(containers)
     store = Store(default_root())
     failed = False
-    for text in containers:
-        try:
-            code = local.wait(store, text).exit_code
-            print("?" if code is None else code, flush=True)
-        except CraterunError as error:
-            complain(str(error))
-            failed = True
+    with Progress("waiting for") as progress:
+        for position, text in enumerate(containers):
+            progress.wait_for(containers[position:])
+            try:
+                code = local.wait(store, text).exit_code
+                progress.erase()
+                print("?" if code is None else code, flush=True)
+            except CraterunError as error:
+                progress.erase()
+                complain(str(error))
+                failed = True
     return 125 if failed else 0
 
 
@@ -64,7 +69,9 @@ def stop(
         raise UsageError(f"--time {seconds:g} is not a number of seconds")
     store = Store(default_root())
     number = None if signal is None else parse_signal(signal)
-    return report(local.stop(store, containers, number, seconds))
+    with Progress("stopping") as progress:
+        results = local.stop(store, containers, number, seconds, progress.wait_for)
+    return report(results)
 
 
 def kill(
@@ -143,11 +150,13 @@ def rm(*containers: str, force: Annotated[bool, Parameter(name=["--force", "-f"]
     require_some(containers)
     store = Store(default_root())
     results: list[str | CraterunError] = []
-    for text in containers:
-        try:
-            results.append(local.remove(store, text, force=force))
-        except CraterunError as error:
-            results.append(error)
+    with Progress("removing") as progress:
+        for position, text in enumerate(containers):
+            progress.wait_for(containers[position:])
+            try:
+                results.append(local.remove(store, text, force=force))
+            except CraterunError as error:
+                results.append(error)
     return report(results)
 
 

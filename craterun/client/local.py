@@ -10,7 +10,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import msgspec
@@ -210,11 +210,18 @@ def _process_state(process: Process) -> str:
 
 
 def stop(
-    store: Store, texts: Iterable[str], number: int | None = None, seconds: float | None = None
+    store: Store,
+    texts: Iterable[str],
+    number: int | None = None,
+    seconds: float | None = None,
+    tell: Callable[[list[str], float], None] | None = None,
 ) -> list[str | CraterunError]:
     """Send ``number`` to all, give each ``seconds``, kill those that have not ended then.
 
     Default for both: what the container was started with.
+
+    :param tell: called with the names of those that may still have to be waited for, and when, by
+        `time.monotonic`, the first of them will be killed
 
     A paused container goes on: with the signal, which it could not handle otherwise.
 
@@ -239,8 +246,12 @@ def stop(
         except CraterunError as error:
             results.append(error)
     begun = time.monotonic()
+    names = [record.name or record.id for record, _ in stopping.values()]
     for position, (record, pidfd) in stopping.items():
         deadline = begun + (record.stop_seconds if seconds is None else seconds)
+        if tell is not None:
+            tell(names, deadline)
+        names = names[1:]
         try:
             poll = select.poll()
             poll.register(pidfd.fileno(), select.POLLIN)
