@@ -91,6 +91,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     :ivar oom_last: when the last one was
     :ivar phases_us: how long each phase of its life took, in microseconds
     :ivar init_oom_killed: whether the first process was among them; None: nobody can tell
+    :ivar memory_peak_bytes: the most memory that was charged to it, cache included, once it has
+        ended; None: this host does not tell (version 2 before Linux 5.19)
+    :ivar cpu_seconds: processor time of all its processes, likewise
     """
 
     format: int = FORMAT
@@ -120,6 +123,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     oom_last: Instant | None = None
     init_oom_killed: bool | None = False
     limits: dict[str, str] = {}
+    memory_peak_bytes: int | None = None
+    cpu_seconds: float | None = None
     oom_score_adj: int | None = None
     timeout: float | None = None
     timed_out: bool = False

@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from craterun.core.stats import SOURCES, Source
+from craterun.core.spec import HostFacts
+from craterun.core.stats import SOURCES, Source, cpu_nanoseconds
 from craterun.linux.fd import Fd
 from craterun.linux.placement import Placement
 
 _READ_BYTES = 64 * 1024
+_PEAKS = {1: "memory.max_usage_in_bytes", 2: "memory.peak"}
 
 
 class Meter:
@@ -60,3 +62,37 @@ def sources(placement: Placement) -> Iterator[tuple[Source, str]]:
             yield from (((1, name), f"{legacy}/{name}") for name in v1)
         elif placement.unified is not None:
             yield from (((2, name), f"{placement.unified}/{name}") for name in v2)
+
+
+def final_figures(paths: Iterable[str], facts: HostFacts) -> tuple[int | None, float | None]:
+    """The peak of memory in bytes and the processor time in seconds of a container that has ended.
+
+    Two files, read before its cgroups ``paths`` are removed; None for what this host does not tell.
+    """
+    contents: dict[Source, bytes] = {}
+    peak = None
+    for path in paths:
+        for hierarchy in facts.hierarchies:
+            if not path.startswith(f"{hierarchy.mountpoint}/"):
+                continue
+            version = hierarchy.version
+            if "memory" in hierarchy.controllers:
+                text = _read_once(f"{path}/{_PEAKS[version]}").strip()
+                peak = int(text) if text.isdigit() else None
+            if "cpuacct" in hierarchy.controllers:
+                contents[1, "cpuacct.usage"] = _read_once(f"{path}/cpuacct.usage")
+            elif version == 2 and not contents:
+                contents[2, "cpu.stat"] = _read_once(f"{path}/cpu.stat")
+    used = cpu_nanoseconds(contents)
+    return peak, None if used is None else used / 1e9
+
+
+def _read_once(path: str) -> bytes:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(fd, _READ_BYTES)
+        finally:
+            os.close(fd)
+    except OSError:
+        return b""  # an older kernel, or the cgroup was removed by somebody

@@ -10,6 +10,7 @@ import os
 import signal
 import termios
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from craterun.core.oom import OomCount
 from craterun.core.phases import Asked, of_start, with_end
 from craterun.linux import cgroup, freezer
 from craterun.linux.fd import Fd
+from craterun.linux.meter import final_figures
 from craterun.linux.proc import boot_id
 from craterun.state.journal import Told
 from craterun.state.logs import Stream, open_writer
@@ -41,6 +43,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("craterun")
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+AtEnd = Callable[[Record, int], Record]
+"""Sees the final record before it is written, and the folder (a descriptor) with the whole log;
+what it returns is written, or removed. Called by the clerk; must not raise."""
 
 
 class Container:
@@ -62,13 +68,16 @@ class Container:
         *,
         adopted: bool = False,
         told: Told | None = None,
+        at_end: AtEnd | None = None,
     ) -> None:
         """Takes ownership of ``directory``, the locked folder.
 
         :param adopted: another supervisor has begun with it
         :param told: what the journal has of it already
+        :param at_end: called with the final record
         """
         self.record = record
+        self._at_end = at_end
         self._terminal = Terminal(launched.stdout) if launched.terminal else None
         self.stdin = self._terminal.input() if self._terminal else launched.stdin
         self._store = store
@@ -287,6 +296,11 @@ class Container:
 
     def _write_end(self, status: ExitStatus) -> Record:
         """By the clerk: cgroup, log files, record. Returns the final record."""
+        peak, seconds = final_figures(self.record.cgroups, self._services.facts)
+        if peak is not None or seconds is not None:  # a predecessor may have removed the cgroups
+            self.record = msgspec.structs.replace(
+                self.record, memory_peak_bytes=peak, cpu_seconds=seconds
+            )
         left = cgroup.remove(self.record.cgroups)
         if left:
             cgroup.kill(left)  # only processes that somebody moved there can have survived
@@ -298,6 +312,8 @@ class Container:
         if (complaint := writer.complaint()) is not None:
             self._note(complaint)
         record = self._ended(status)
+        if self._at_end is not None:
+            record = self._at_end(record, self._directory.fileno())
         try:
             if record.auto_remove:
                 self._chronicle.exited(record)

@@ -36,7 +36,7 @@ from craterun.linux.proc import open_process
 from craterun.linux.rootfs import check_rootfs, look_up_user
 from craterun.linux.userns import require_root, same_user_namespace
 from craterun.state.store import Store, default_root
-from craterun.supervisor.container import Container, running_record
+from craterun.supervisor.container import AtEnd, Container, running_record
 from craterun.supervisor.execution import Execution, see_through
 from craterun.supervisor.link import KeeperLink, Launched
 from craterun.supervisor.services import Services
@@ -126,12 +126,13 @@ class Supervisor:
 
     # --- run --------------------------------------------------------------------------------------
 
-    async def start(self, spec: Spec) -> Container:
+    async def start(self, spec: Spec, *, at_end: AtEnd | None = None) -> Container:
         """Start a container; returns when its command was executed.
 
         Starting is not cancelled half-way: it takes milliseconds, and ends with either a running
         container or nothing.
 
+        :param at_end: called with the final record, which it may change before it is written
         :raises NeedsRootError: this process is not root
         :raises UsageError: the spec makes no sense, or names a user or directory that is not there
         :raises RootfsError: the rootfs is not fit
@@ -158,7 +159,9 @@ class Supervisor:
                 raise
         times = Asked(asked, prepared.begun, sent)
         record = running_record(prepared.record, launched, times)
-        container = Container(services, self.store, record, launched, prepared.directory)
+        container = Container(
+            services, self.store, record, launched, prepared.directory, at_end=at_end
+        )
         logger.debug("%s: pid %d executed %r", container.id, launched.pid, spec.command)
         self._containers.add(container)
         tasks.start_soon(self._look_after, container)

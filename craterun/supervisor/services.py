@@ -19,6 +19,7 @@ class Services:
     """Owns the link to the keeper, the clerk, the OOM monitor and the journals.
 
     :ivar link: launches processes and tells of their ends
+    :ivar facts: what this host can do
     :ivar clerk: does file work
     :ivar oom: watches counters
     """
@@ -26,6 +27,7 @@ class Services:
     def __init__(self, link: KeeperLink, root: str, facts: HostFacts) -> None:
         """:param root: the state directory, which decides where file work is done"""
         self.link = link
+        self.facts = facts
         self.oom = OomMonitor(facts)
         self._journals: dict[str, Journal] = {}
         self.clerk = Clerk(in_place=is_in_memory(root))
