@@ -26,6 +26,7 @@ def be_init(main: int) -> NoReturn:
     All signals are blocked already, and so queue up for sigwaitinfo(2).
     """
     calls.set_process_name(b"craterun-init")
+    calls.set_command_line(b"craterun-init")
     null = os.open(b"/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)

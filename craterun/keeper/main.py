@@ -447,6 +447,8 @@ def main(fd: int, takeover: list[str]) -> None:
     # Containers must not look into the process that sets them up (CVE-2016-9962).
     calls.prctl(f.PR_SET_DUMPABLE, 0)
     calls.set_process_name(b"craterun-keeper")
+    # Its arguments name paths of the host, and the PID 1 of --init, a fork, has them, too.
+    calls.set_command_line(b"craterun-keeper")
     sock = _socket.socket(fileno=fcntl(fd, F_DUPFD_CLOEXEC, LOWEST_FD))
     for number in range(3, LOWEST_FD):
         os.dup2(0, number, inheritable=False)  # /dev/null, so that nothing else gets the number

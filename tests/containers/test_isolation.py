@@ -367,3 +367,9 @@ def test_foreign_processes_left_in_a_cgroup_are_killed(cli: Cli, rootfs: Path, l
             assert [stray.wait(PATIENCE_SECONDS) for stray in strays] == [-9] * 8
         assert not [directory for directory in directories if directory.exists()]
         assert cli.record(container.id)["error"] is None
+
+
+def test_the_command_line_of_init_tells_nothing_of_the_host(cli: Cli, rootfs: Path) -> None:
+    """It is a fork of the keeper, whose arguments are paths of the host."""
+    shown = cli("run", "--init", "-a", "--rootfs", str(rootfs), "--", "cat", "/proc/1/cmdline")
+    assert shown.stdout.rstrip(b"\0") == b"craterun-init"
