@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from craterun.cli.output import complain
 from craterun.cli.uninterrupted import uninterrupted
 from craterun.client import local
 from craterun.core.errors import ContainerNotRunningError, CraterunError
@@ -26,7 +27,7 @@ def attach(
     sig_proxy: Annotated[bool, Parameter(negative=())] = True,
     detach_keys: Annotated[str | None, Parameter(env_var="CRATERUN_DETACH_KEYS")] = None,
 ) -> int:
-    """Show what a running container writes from now on, and type into its terminal if it has one.
+    """Show what a running container writes from now on, and type into its terminal or input pipe.
 
     Ends with the container, and with its exit code. Closing the window, or killing this command,
     leaves the container as it is. Any number of terminals can be attached at once; a slow one
@@ -58,14 +59,14 @@ def attach_to(
     """The same, as `run --detach-keys` uses it."""
     store = Store(root)
     record, _ = local.running_process(store, container)
-    master = _terminal(record) if typing and record.terminal else None
+    entrance = _entrance(record) if typing and (record.terminal or record.interactive) else None
 
     with uninterrupted():
         import trio
 
         from craterun.cli.attached import show_container
 
-    detached = trio.run(show_container, store, record, master, from_start, proxy, keys)
+    detached = trio.run(show_container, store, record, entrance, from_start, proxy, keys)
     if detached:
         print(f"\r\ndetached from {record.id}")
         return 0
@@ -73,12 +74,16 @@ def attach_to(
     return 125 if code is None else code
 
 
-def _terminal(record: Record) -> Fd:
-    from craterun.linux.doorway import take_terminal
+def _entrance(record: Record) -> Fd | None:
+    """The container's terminal or input pipe, to type into; None if its input has ended."""
+    from craterun.linux.doorway import take_entrance
 
     try:
-        return take_terminal(record.id)
+        return take_entrance(record.id)
     except ConnectionRefusedError:
+        if not record.terminal:
+            complain(f"the input of container {record.id} has ended: what is typed stays here")
+            return None
         raise ContainerNotRunningError(
             f"container {record.id} is not running any more, or its supervisor belongs to a "
             "network namespace of its own; watch it with --no-stdin"

@@ -10,6 +10,7 @@ import trio
 
 from craterun.cli.logs import WholeLog
 from craterun.cli.signals import heeded
+from craterun.cli.streams import feed_input
 from craterun.cli.terminal import shown
 from craterun.cli.window import our_window
 from craterun.client import local
@@ -22,14 +23,15 @@ from craterun.state.store import Store
 
 
 async def show_container(
-    store: Store, record: Record, master: Fd | None, from_start: bool, proxy: bool, keys: bytes
+    store: Store, record: Record, entrance: Fd | None, from_start: bool, proxy: bool, keys: bytes
 ) -> bool:
     """Until the container has ended, or the user has left. Whether that was it.
 
-    :param master: of its terminal, to type into; taken
+    :param entrance: the master side of its terminal, or its input pipe, to type into; taken
     """
     # Before anything that makes the container write for us.
     output = WholeLog(OpenLog(store, record.id), from_start=from_start)
+    master = entrance if record.terminal else None
     control = Fd(-1 if master is None else os.dup(master.fileno()))
     try:
         async with _forwarding(store, record, proxy), trio.open_nursery() as tasks:
@@ -40,6 +42,8 @@ async def show_container(
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(leave)
+            if entrance is not None and master is None:
+                tasks.start_soon(feed_input, entrance)
             async with _shown(control, master, keys, detached):
                 # In a thread, which is left behind if the user leaves: it waits for the kernel.
                 await trio.to_thread.run_sync(
@@ -50,8 +54,8 @@ async def show_container(
         return detached.is_set()
     finally:
         control.close()
-        if master is not None:
-            master.close()
+        if entrance is not None:
+            entrance.close()
 
 
 def _shown(

@@ -23,6 +23,7 @@ from craterun.core.units import signal_name
 from craterun.keeper.spawn import SpawnedKeeper
 from craterun.state.logs import Stream
 from craterun.supervisor.container import Container
+from craterun.supervisor.doorway import input_shared
 from craterun.supervisor.execution import Execution
 from craterun.supervisor.link import KeeperLink
 from craterun.supervisor.main import Supervisor
@@ -72,7 +73,7 @@ async def run_container(
                 trio.open_nursery() as streams,
             ):
                 if spec.interactive and not spec.terminal:
-                    streams.start_soon(feed_input, container.stdin)
+                    streams.start_soon(_feed, container)
                 if tell_oom:
                     streams.start_soon(_tell_oom, container)
                 if attach:
@@ -102,6 +103,14 @@ def _terminal(
     if not wanted:
         return nullcontext()
     return shown(process.resize, process.stdin if typing else None)
+
+
+async def _feed(container: Container) -> None:
+    """Copy our stdin to the container; meanwhile, those who attach may type as well."""
+    if container.stdin.closed:
+        return  # it has ended before its start was on record
+    async with input_shared(container.id, container.stdin):
+        await feed_input(container.stdin)
 
 
 async def _tell_oom(container: Container) -> None:

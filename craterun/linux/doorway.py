@@ -1,4 +1,4 @@
-"""The way to a container's terminal: an abstract socket named after the container (unix(7)).
+"""The way into a container: an abstract socket (unix(7)) named after the container.
 
 It costs no file, vanishes with its owner, and nobody can have guessed its name beforehand.
 """
@@ -31,9 +31,9 @@ def open_doorway(container_id: str) -> socket.socket:
     return sock
 
 
-def give_terminal(doorway: socket.socket, master: Fd) -> None:
+def give_entrance(doorway: socket.socket, entrance: Fd) -> None:
     """Let the next one in who waits at ``doorway``: root and our own user get a descriptor of
-    ``master``, which is borrowed.
+    ``entrance``, which is borrowed.
 
     :raises OSError: we are out of descriptors (EMFILE, ENFILE)
     """
@@ -45,13 +45,14 @@ def give_terminal(doorway: socket.socket, master: Fd) -> None:
         if _is_trusted(peer):
             peer.setblocking(False)
             try:
-                socket.send_fds(peer, [b"terminal"], [master.fileno()])
+                socket.send_fds(peer, [b"entrance"], [entrance.fileno()])
             except (BlockingIOError, ConnectionError):
                 return
 
 
-def take_terminal(container_id: str) -> Fd:
-    """The master side of a container's terminal, from its supervisor; the caller owns it.
+def take_entrance(container_id: str) -> Fd:
+    """The master side of a container's terminal, or the write end of its input pipe, from its
+    supervisor; the caller owns it.
 
     :raises OSError: nobody answers (ECONNREFUSED), or nobody that we trust (EPERM)
     """

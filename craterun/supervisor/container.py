@@ -217,7 +217,7 @@ class Container:
                 else:
                     watchers.start_soon(self._pump, pipe, stream)
             if self._terminal is not None and not self._launched.stdout.closed:
-                watchers.start_soon(self._let_in)
+                watchers.start_soon(keep_doorway, self.id, self._launched.stdout)
             if self.record.timeout is not None and self.record.started is not None:
                 due = self.record.started + timedelta(seconds=self.record.timeout)
                 watchers.start_soon(self._stop_at, due)
@@ -247,12 +247,6 @@ class Container:
         """The pidfd tells that it ended; only its parent, the keeper, can tell how."""
         await trio.lowlevel.wait_readable(self._launched.pidfd.fileno())
         await self._launched.exited.wait()
-
-    async def _let_in(self) -> None:
-        try:
-            await keep_doorway(self.id, self._launched.stdout)
-        except OSError as error:
-            logger.warning("%s: nobody can attach to it: %s", self.id, error)
 
     async def _stop_at(self, due: datetime) -> None:
         """At that time, ask it to end; kill it if it does not."""

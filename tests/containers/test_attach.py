@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -209,3 +210,46 @@ def test_a_successor_lets_people_in_as_well(
     join(second, cli, live)
     second.type("exit 12\r")
     assert second.wait() == 12
+
+
+def test_others_type_into_the_pipe_of_run_i_and_its_end_is_that_of_the_last(
+    cli: Cli, rootfs: Path
+) -> None:
+    """Whoever started it has come to an end first."""
+    starter = cli.start("run", "-i", "-a", "--rootfs", str(rootfs), "--", "cat", stdin=PIPE)
+    assert starter.stdin is not None
+    assert starter.stdout is not None
+    starter.stdin.write(b"from one\n")
+    starter.stdin.flush()
+    assert starter.stdout.readline() == b"from one\n"
+    (container_id,) = cli.ids()
+    other = cli.start("attach", container_id, stdin=PIPE)
+    assert other.stdin is not None
+    other.stdin.write(b"from other\n")
+    other.stdin.flush()
+    assert starter.stdout.readline() == b"from other\n"
+    starter.stdin.close()
+    other.stdin.write(b"and once more\n")
+    other.stdin.flush()
+    assert starter.stdout.readline() == b"and once more\n"
+    other.stdin.close()
+    assert (other.wait(60), starter.wait(60)) == (0, 0)
+    assert cli.log(container_id) == b"from one\nfrom other\nand once more\n"
+
+
+def test_when_the_input_has_ended_there_is_only_watching(cli: Cli, rootfs: Path) -> None:
+    options = ("-i", "-a", "--rootfs", str(rootfs))
+    script = "cat; echo over; exec sleep 1000000"
+    starter = cli.start("run", *options, "--", "sh", "-c", script, stdin=PIPE)
+    assert starter.stdin is not None
+    assert starter.stdout is not None
+    starter.stdin.close()
+    assert starter.stdout.readline() == b"over\n"
+    (container_id,) = cli.ids()
+    watcher = cli.start("attach", "--logs", container_id, stdin=PIPE)
+    assert watcher.stdout is not None
+    assert watcher.stdout.readline() == b"over\n"
+    cli.ok("kill", container_id)
+    assert (watcher.wait(60), starter.wait(60)) == (137, 137)
+    assert watcher.stderr is not None
+    assert b"has ended: what is typed stays here" in watcher.stderr.read()
