@@ -93,7 +93,8 @@ def _(a: Assembler, step: m.PrivateMounts) -> None:
 
 @_assembles(m.CloneTree)
 def _(a: Assembler, step: m.CloneTree) -> None:
-    tree = _clone(a, step.slot, f.AT_FDCWD, step.source, recursive=True)
+    base = a.slots[step.below] if step.below >= 0 else f.AT_FDCWD
+    tree = _clone(a, step.slot, base, step.source, recursive=True)
     if step.inode:
         a.special("check_directory", tree, step.device, step.inode)
     _set_attributes(a, tree, step.attributes, recursive=True)

@@ -19,6 +19,7 @@ class PrivateMounts(Step, frozen=True):
 class CloneTree(Step, frozen=True):
     """open_tree(2) with OPEN_TREE_CLONE into ``slot``, then ``attributes`` on all of it.
 
+    :ivar below: the slot that ``source`` is relative to, or -1 for the host's root
     :ivar device: expected st_dev of ``source``, or 0; together with ``inode`` it proves that the
         directory is the one that was checked
     """
@@ -28,6 +29,7 @@ class CloneTree(Step, frozen=True):
     attributes: int = 0
     device: int = 0
     inode: int = 0
+    below: int = -1
 
     def doing(self) -> str:
         return "bind a directory"

@@ -51,7 +51,9 @@ TTY_GROUP = 5
 """gid of ``tty`` on Debian and most others; what grantpt(3) expects of devpts."""
 
 SHM_BYTES = 64 * 1024 * 1024
+"""What /dev/shm, /dev and the files bound into /etc can hold together."""
 
+_DEVICES = f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NOEXEC
 _STRICT = f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NODEV | f.MOUNT_ATTR_NOEXEC
 
 
@@ -72,11 +74,18 @@ def etc_files(hostname: str) -> tuple[tuple[bytes, bytes], ...]:
 
 @cache
 def scratch_steps() -> tuple[s.Step, ...]:
-    """A small tmpfs that files are bound from; the container never sees it itself."""
+    """A tmpfs whose parts are bound: files in /etc, /dev, /dev/shm, what masks directories.
+
+    One, since every filesystem that exists makes all starts and ends on the host slower: the kernel
+    goes through their lists whenever it removes a memory cgroup.
+    """
+    options = ((b"mode", b"0755"), (b"size", str(SHM_BYTES).encode()))
     return (
-        m.NewFilesystem(op.SLOT_FILES, b"tmpfs", ((b"mode", b"0755"), (b"size", b"1m")), _STRICT),
+        m.NewFilesystem(op.SLOT_FILES, b"tmpfs", options, _DEVICES),
         m.Park(op.SLOT_FILES),
         m.MakeDirectory(op.SLOT_FILES, b"empty", 0o555),
+        m.MakeDirectory(op.SLOT_FILES, b"dev", 0o755),
+        m.MakeDirectory(op.SLOT_FILES, b"shm", 0o1777),
     )
 
 
@@ -102,17 +111,12 @@ def kernel_filesystem_steps() -> tuple[s.Step, ...]:
 
 @cache
 def device_steps(*, bind_devices: bool) -> tuple[s.Step, ...]:
-    """A minimal /dev on a tmpfs of its own.
+    """A minimal /dev.
 
     :param bind_devices: bind the host's devices, as a user namespace demands; else create them
     """
     plan: list[s.Step] = [
-        m.NewFilesystem(
-            op.SLOT_DEV,
-            b"tmpfs",
-            ((b"mode", b"0755"), (b"size", b"64k")),
-            f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NOEXEC,
-        ),
+        m.CloneTree(op.SLOT_DEV, b"dev", below=op.SLOT_FILES),
         *(m.MakeSymlink(op.SLOT_DEV, name, to) for name, to in DEVICE_LINKS),
         *(m.MakeDirectory(op.SLOT_DEV, name, 0o755) for name in (b"pts", b"shm", b"mqueue")),
     ]
@@ -132,15 +136,10 @@ def device_steps(*, bind_devices: bool) -> tuple[s.Step, ...]:
             op.SLOT_WORK,
             b"devpts",
             ((b"newinstance", b""), (b"ptmxmode", b"0666"), (b"mode", b"0620"), *group),
-            f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NOEXEC,
+            _DEVICES,
         ),
         m.Attach(op.SLOT_WORK, b"dev/pts", op.TARGET_EXISTING, True),
-        m.NewFilesystem(
-            op.SLOT_WORK,
-            b"tmpfs",
-            ((b"mode", b"1777"), (b"size", str(SHM_BYTES).encode())),
-            _STRICT,
-        ),
+        m.CloneTree(op.SLOT_WORK, b"shm", _STRICT, below=op.SLOT_FILES),
         m.Attach(op.SLOT_WORK, b"dev/shm", op.TARGET_EXISTING, True),
         m.NewFilesystem(op.SLOT_WORK, b"mqueue", (), _STRICT),
         m.Attach(op.SLOT_WORK, b"dev/mqueue", op.TARGET_EXISTING, True),

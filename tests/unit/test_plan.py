@@ -164,14 +164,18 @@ def test_the_init_is_started_directly_before_the_command_if_asked_for(asked: boo
     assert sum(isinstance(step, s.Init) for step in plan.steps) == asked
 
 
+def from_the_host(plan: s.LaunchPlan) -> list[m.CloneTree]:
+    return [step for step in plan.steps if isinstance(step, m.CloneTree) and step.below < 0]
+
+
 def test_the_rootfs_is_the_directory_that_was_checked() -> None:
     plan = make_run_plan()
-    clone = plan.steps[only(plan, m.CloneTree)]
+    (clone,) = from_the_host(plan)
     assert clone == m.CloneTree(op.SLOT_ROOT, b"/srv/rootfs", 0, ROOT.device, ROOT.inode)
 
 
 def test_the_built_in_root_copies_no_directory_of_the_host_as_root() -> None:
-    assert not any(isinstance(step, m.CloneTree) for step in make_run_plan(root=None).steps)
+    assert from_the_host(make_run_plan(root=None)) == []
 
 
 def test_a_version_1_cgroup_is_entered_and_a_version_2_one_is_born_in() -> None:
