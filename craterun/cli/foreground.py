@@ -127,7 +127,8 @@ async def _attach(container: Container) -> None:
     """Copy all output; the end of both streams is the end of the container, or of our readers."""
 
     async def copy(stream: Stream) -> None:
-        reader, sink = container.follow(stream), OutputSink(int(stream))
+        sink = OutputSink(int(stream))
+        reader = container.follow(stream, sink.write_now if sink.is_prompt else None)
         try:
             await copy_output(reader.receive, sink)
         except OSError as error:

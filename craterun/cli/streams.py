@@ -35,7 +35,7 @@ class OutputSink:
         self.error: OSError | None = None
         self._number = number
         self._own = Fd(-1)
-        self._write_some: Callable[[memoryview], Awaitable[int]] = self._write_in_thread
+        self._put: Callable[[memoryview], int] | None = None
         try:
             mode = os.fstat(number).st_mode
         except OSError:
@@ -44,7 +44,7 @@ class OutputSink:
         if stat.S_ISSOCK(mode):
             self._socket = socket.socket(fileno=os.dup(number))
             self._own = Fd(self._socket.detach())
-            self._write_some = self._send
+            self._put = self._send
         elif stat.S_ISFIFO(mode) or os.isatty(number):
             self._reopen()
 
@@ -54,34 +54,51 @@ class OutputSink:
             self._own = Fd(os.open(f"/proc/self/fd/{self._number}", flags))
         except OSError:
             return  # a terminal of another user, after su: blocking writes in a thread still work
-        self._write_some = self._write_nonblocking
+        self._put = self._write_nonblocking
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether `write_now` is of use: a write to a file may take as long as its disk likes."""
+        return self._put is not None
+
+    def write_now(self, data: memoryview) -> int:
+        """Write what can be written without waiting, from any thread; how much that was."""
+        if self._put is None or self.gone or self.error is not None:
+            return 0
+        try:
+            return self._put(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._note(error)
+            return 0
+
+    def _note(self, error: OSError) -> None:
+        if error.errno in _GONE:
+            self.gone = True
+        else:
+            self.error = error
 
     async def write(self, data: bytes) -> None:
         """Write all of ``data``, at the reader's pace; drop it if the reader is gone."""
         view = memoryview(data)
         while view and not self.gone and self.error is None:
             try:
-                view = view[await self._write_some(view) :]
-            except OSError as error:
-                if error.errno in _GONE:
-                    self.gone = True
+                if self._put is None:
+                    view = view[await self._write_in_thread(view) :]
                 else:
-                    self.error = error
-
-    async def _write_nonblocking(self, data: memoryview) -> int:
-        while True:
-            try:
-                return os.write(self._own.fileno(), data)
+                    view = view[self._put(view) :]
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(self._own.fileno())
+            except OSError as error:
+                self._note(error)
 
-    async def _send(self, data: memoryview) -> int:
+    def _write_nonblocking(self, data: memoryview) -> int:
+        return os.write(self._own.fileno(), data)
+
+    def _send(self, data: memoryview) -> int:
         with socket.socket(fileno=os.dup(self._own.fileno())) as sock:
-            while True:
-                try:
-                    return sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-                except BlockingIOError:
-                    await trio.lowlevel.wait_writable(sock.fileno())
+            return sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
     async def _write_in_thread(self, data: memoryview) -> int:
         if len(data) <= _INLINE_BYTES and stat.S_ISREG(os.fstat(self._number).st_mode):

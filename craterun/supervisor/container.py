@@ -136,9 +136,14 @@ class Container:
             self._write_current()
         self._chronicle.begin(self.record)
 
-    def follow(self, stream: Stream) -> LogReader:
-        """A reader of all output on ``stream``, from the first byte to the last. Close it."""
-        return self._log.follow(stream)
+    def follow(
+        self, stream: Stream, direct: Callable[[memoryview], int] | None = None
+    ) -> LogReader:
+        """A reader of all output on ``stream``, from the first byte to the last. Close it.
+
+        :param direct: see `OutputLog.follow`
+        """
+        return self._log.follow(stream, direct)
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the container's first process (pidfd_send_signal(2)).

@@ -14,7 +14,8 @@ from craterun.core.events import EventType, event
 from craterun.core.life import ExitStatus, Record
 from craterun.state.logs import Stream
 from craterun.supervisor.chronicle import COMMAND_CHARACTERS
-from craterun.supervisor.pumps import CHUNK_BYTES, DRAIN_SECONDS
+from craterun.supervisor.express import CHUNK_BYTES
+from craterun.supervisor.pumps import DRAIN_SECONDS
 from craterun.supervisor.terminal import Terminal
 
 if TYPE_CHECKING:

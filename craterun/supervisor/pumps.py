@@ -5,6 +5,10 @@ reader follows the log at its own pace, however slow, with a cursor of its own. 
 holds up the container or another reader, and memory does not grow with what is unread. A reader
 that falls so far behind that rotation removes what it has not read is told how much that was.
 
+A reader that is not behind need not go the long way: if it has said where its bytes go
+(``direct``), a pump in a thread of its own (`express`) writes them there before it logs them, as
+far as that is possible without waiting.
+
 Readers are fed directly, each through a bounded queue, in two cases. When the log has failed (disk
 full), what does not fit is counted as skipped. When no log is kept at all, the pump waits until
 every reader has room, so that nothing is lost: as in a shell's pipeline, a reader that stops then
@@ -14,18 +18,17 @@ holds up the container.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
+import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 import trio
 
 from craterun.linux.fd import Fd
 from craterun.state.logs import Stream, Writer
-
-CHUNK_BYTES = 256 * 1024
-"""One read at most; what a chunk costs is spread over that many bytes."""
+from craterun.supervisor.express import BULK_BYTES, CHUNK_BYTES, grow, pump_express
 
 DRAIN_SECONDS = 2.0
 """How long a silent output pipe is still waited for after its last known writer has ended.
@@ -35,9 +38,6 @@ Only somebody outside, who was handed the descriptor over a socket, can keep a p
 whatever the command left running in the background.
 """
 
-_BULK_BYTES = 64 * 1024
-"""A read that fills a default pipe: the writer is waiting, so go for throughput."""
-_BULK_PIPE_BYTES = 1024 * 1024
 _BULK_ROUND_BYTES = 8 * 1024 * 1024
 _LIVE_QUEUE_BYTES = 1024 * 1024
 
@@ -56,14 +56,39 @@ class OutputLog:
         self.ended = dict.fromkeys(Stream, False)
         self._news = {stream: trio.lowlevel.ParkingLot() for stream in Stream}
         self._readers: list[LogReader] = []
+        self.waits = {stream: trio.CancelScope() for stream in Stream}
 
-    def follow(self, stream: Stream) -> LogReader:
-        """A reader of everything that ``stream`` holds and will hold. Close it after use."""
-        reader = LogReader(self, stream)
+    def follow(
+        self, stream: Stream, direct: Callable[[memoryview], int] | None = None
+    ) -> LogReader:
+        """A reader of everything that ``stream`` holds and will hold. Close it after use.
+
+        :param direct: called in a thread with what comes while the reader waits in `receive`, which
+            then does not return it: writes that to where the reader would, without blocking, and
+            returns how much of it
+        """
+        reader = LogReader(self, stream, direct)
         self._readers.append(reader)
         if self.ended[stream]:
             reader.secure()
+        self.waits[stream].cancel()  # the pump may go another way now
         return reader
+
+    def is_express(self, stream: Stream) -> bool:
+        """Whether there is a reader to whom `pass_on` would help."""
+        return not self.writer.is_lossy() and any(
+            reader.stream == stream and reader.is_direct for reader in self._readers
+        )
+
+    def pass_on(self, stream: Stream, data: memoryview) -> None:
+        """In a pump's thread: what will be logged next, for readers who wait for just that."""
+        for reader in self._readers:
+            if reader.stream == stream:
+                reader.pass_on(data)
+
+    def is_anybody_behind(self, stream: Stream) -> bool:
+        """Whether a reader has not got all that was logged, so that it must be woken."""
+        return any(reader.stream == stream and reader.is_behind for reader in self._readers)
 
     def forget(self, reader: LogReader) -> None:
         """Drop a closed reader."""
@@ -134,8 +159,13 @@ class LogReader:
         had removed before it was read
     """
 
-    def __init__(self, log: OutputLog, stream: Stream) -> None:
+    def __init__(
+        self, log: OutputLog, stream: Stream, direct: Callable[[memoryview], int] | None = None
+    ) -> None:
         self.stream = stream
+        self._direct = direct
+        self._waits = False
+        self._passing = threading.Lock()
         self.skipped_bytes = 0
         self._log = log
         self._file = Fd(-1)
@@ -145,8 +175,32 @@ class LogReader:
         self._live: deque[bytes] = deque()
         self._live_bytes = 0
 
+    @property
+    def is_direct(self) -> bool:
+        """Whether it has said where its bytes go."""
+        return self._direct is not None
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there is something in the log for it to read."""
+        return self._offset < self._log.writer.sizes[self.stream]
+
+    def pass_on(self, data: memoryview) -> None:
+        """In the thread of the pump, which is about to log ``data``.
+
+        Nobody else makes the log grow. So if all that is in it was read and the reader waits, it
+        waits for these bytes, and goes on waiting: what it is told is that it has them.
+        """
+        with self._passing:
+            if self._waits and self._direct is not None and not self.is_behind:
+                self._offset += self._direct(data)
+
     def offer(self, data: bytes) -> None:
-        """Take ``data`` into the queue if there is room."""
+        """Take ``data``, which the log has not, into the queue if there is room."""
+        passed_on = self._offset - self._log.writer.sizes[self.stream]
+        if passed_on > 0:
+            self._offset -= passed_on
+            data = data[passed_on:]
         if self._live_bytes + len(data) > _LIVE_QUEUE_BYTES:
             self.skipped_bytes += len(data)
         elif data:
@@ -161,7 +215,7 @@ class LogReader:
     async def receive(self) -> bytes:
         """The next bytes, at most CHUNK_BYTES; b"" at the end."""
         while True:
-            if self._offset < self._log.writer.sizes[self.stream]:
+            if self.is_behind:
                 data = self._read()
                 if data:
                     return data
@@ -173,7 +227,11 @@ class LogReader:
                 return data
             if self._log.ended[self.stream]:
                 return b""
-            await self._log.wait_news(self.stream)
+            self._waits = True
+            try:
+                await self._log.wait_news(self.stream)
+            finally:
+                self._waits = False
 
     def _read(self) -> bytes:
         """The next bytes from the log; b"" if they are in another file, or nowhere any more."""
@@ -218,6 +276,8 @@ class LogReader:
 
     def close(self) -> None:
         """Stop reading."""
+        with self._passing:
+            self._direct = None
         while self._secured:
             self._secured.popleft()[0].close()
         self._log.forget(self)
@@ -234,7 +294,14 @@ async def pump_output(pipe: int, log: OutputLog, stream: Stream) -> None:
     bulk = False
     try:
         while True:
-            await trio.lowlevel.wait_readable(pipe)
+            if log.is_express(stream):
+                left = await pump_express(pipe, log, stream)
+                log.feed(stream, left.unlogged)
+                log.announce(stream)
+                if left.at_end:
+                    return
+            with trio.CancelScope() as log.waits[stream]:
+                await trio.lowlevel.wait_readable(pipe)
             try:
                 size = os.readv(pipe, [_buffer])
             except BlockingIOError:
@@ -247,10 +314,10 @@ async def pump_output(pipe: int, log: OutputLog, stream: Stream) -> None:
                 return
             log.append(stream, _buffer[:size])
             await log.wait_room(stream)
-            if size >= _BULK_BYTES and not log.writer.is_lossy():
+            if size >= BULK_BYTES and not log.writer.is_lossy():
                 if not bulk:
                     bulk = True
-                    _grow(pipe)
+                    grow(pipe)
                 unlogged = await trio.to_thread.run_sync(
                     _move_bulk, pipe, log.writer, stream, limiter=_bulk_threads
                 )
@@ -258,14 +325,6 @@ async def pump_output(pipe: int, log: OutputLog, stream: Stream) -> None:
                 log.announce(stream)
     finally:
         log.end(stream)
-
-
-def _grow(pipe: int) -> None:
-    """A larger pipe lets the writer go on while we write; refused above the user's quota."""
-    try:
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _BULK_PIPE_BYTES)
-    except OSError:
-        return
 
 
 def _move_bulk(pipe: int, writer: Writer, stream: Stream) -> bytes:

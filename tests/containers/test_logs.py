@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from craterun.supervisor.pumps import CHUNK_BYTES
+from craterun.supervisor.express import CHUNK_BYTES
 from tests.containers import helpers
 from tests.containers.helpers import Cli, Gate, read_some, wait_exit
 from tests.containers.logs_helpers import MUCH, ended, err, out, sh, stopped

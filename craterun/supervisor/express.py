@@ -1,0 +1,114 @@
+"""The short way from a container to an attached reader: one thread, no event loop in between.
+
+An event loop in Python needs about 50 µs to notice a byte and to let a task read it. A thread that
+waits for the pipe itself has passed it on by then: first to the reader, then to the log. Nothing
+else changes: whatever the reader's side does not take at once is the reader's own business, who
+finds it in the log.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+
+if TYPE_CHECKING:
+    from craterun.state.logs import Stream
+    from craterun.supervisor.pumps import OutputLog
+
+CHUNK_BYTES = 256 * 1024
+"""One read at most; what a chunk costs is spread over that many bytes."""
+BULK_BYTES = 64 * 1024
+"""A read that fills a default pipe: the writer is waiting, so go for throughput."""
+_BULK_PIPE_BYTES = 1024 * 1024
+
+
+class Left(NamedTuple):
+    """How `pump_express` ended.
+
+    :ivar at_end: with the end of the output; else because the log has failed
+    :ivar unlogged: what was read and could not be logged
+    """
+
+    at_end: bool
+    unlogged: bytes
+
+
+async def pump_express(pipe: int, log: OutputLog, stream: Stream) -> Left:
+    """Move everything from ``pipe`` (borrowed, non-blocking) to readers and log, in a thread.
+
+    Until end-of-file, until the log fails, or until cancelled.
+    """
+    token = trio.lowlevel.current_trio_token()
+    stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def announce() -> None:
+        token.run_sync_soon(log.announce, stream, idempotent=True)
+
+    async def stop_thread_when_cancelled() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            os.eventfd_write(stop, 1)
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stop_thread_when_cancelled)
+            # A limiter of its own: it may be there for as long as the container is.
+            left = await trio.to_thread.run_sync(
+                _move, pipe, stop, log, stream, announce, limiter=trio.CapacityLimiter(1)
+            )
+            nursery.cancel_scope.cancel()
+    finally:
+        os.close(stop)
+    return left
+
+
+def _move(
+    pipe: int, stop: int, log: OutputLog, stream: Stream, announce: Callable[[], None]
+) -> Left:
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    sizes = log.writer.sizes
+    grown = False
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    poll.register(stop, select.POLLIN)
+    while True:
+        for fd, _ in poll.poll():
+            if fd == stop:
+                return Left(False, b"")
+        try:
+            size = os.readv(pipe, [buffer])
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            size = 0  # what end-of-file is for a terminal
+        if size == 0:
+            return Left(True, b"")
+        data = buffer[:size]
+        log.pass_on(stream, data)
+        before = sizes[stream]
+        log.writer.append(stream, data, time.time_ns())
+        if log.writer.is_lossy():
+            return Left(False, bytes(data[sizes[stream] - before :]))
+        if log.is_anybody_behind(stream):
+            announce()
+        if size >= BULK_BYTES and not grown:
+            grown = True
+            grow(pipe)
+
+
+def grow(pipe: int) -> None:
+    """A larger pipe lets the writer go on while we write; refused above the user's quota."""
+    try:
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _BULK_PIPE_BYTES)
+    except OSError:
+        return
