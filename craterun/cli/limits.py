@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated
 
 from cyclopts import Group, Parameter
 
-from craterun.core.errors import UsageError
-from craterun.core.limits import (
-    Limits,
-    format_io_max,
-    parse_cpu,
-    parse_cpus,
-    parse_io_max,
-    parse_limit,
-)
+from craterun.core.limits import Limits
+from craterun.core.request import parse_limits
 
 _GROUP = Group("Limits", sort_key=10)
 # A negative number is a value, to be refused as one, and not an option.
@@ -74,20 +67,9 @@ class LimitOptions:
 
         :raises UsageError: one is malformed; two contradict each other
         """
-        fields: dict[str, object] = {}
-        for name in (
-            "memory", "memory_swap", "memory_reservation", "pids", "cpu_weight", "cpuset_cpus",
-            "cpuset_mems", "io_weight",
-        ):  # fmt: skip
-            text = getattr(self, name)
-            if text is not None:
-                fields[name] = parse_limit(name, text)
-        if self.cpu is not None and self.cpus is not None:
-            raise UsageError("--cpu and --cpus say the same thing; give one of them")
-        if self.cpu is not None:
-            fields["cpu_quota"], fields["cpu_period"] = parse_cpu(self.cpu)
-        if self.cpus is not None:
-            fields["cpu_quota"], fields["cpu_period"] = parse_cpus(self.cpus)
-        fields["io_max"] = tuple(format_io_max(*parse_io_max(e)) for e in self.io_max or ())
-        fields["oom_group"] = self.oom_group
-        return Limits(**fields)  # type: ignore[arg-type]  # each parser returns its field's type
+        texts = {
+            field.name: text
+            for field in fields(self)
+            if isinstance(text := getattr(self, field.name), str)
+        }
+        return parse_limits(texts, self.io_max or (), self.oom_group)

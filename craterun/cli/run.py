@@ -9,15 +9,16 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from craterun.cli.envfiles import read_env_files
 from craterun.cli.limits import LimitOptions
 from craterun.cli.uninterrupted import uninterrupted
 from craterun.cli.window import DEFAULT_WINDOW, default_term, our_window
 from craterun.core.errors import CraterunError, UsageError
 from craterun.core.keys import parse_keys
 from craterun.core.limits import Limits
-from craterun.core.logoptions import parse_log_options
+from craterun.core.request import Request
 from craterun.core.spec import HOST_ROOTFS, Spec
-from craterun.core.units import parse_env, parse_env_file, parse_signal
+from craterun.core.units import parse_env
 from craterun.state.store import default_root
 
 
@@ -126,8 +127,8 @@ def run(
         # Unquoted, the period is taken for the command's name.
         raise UsageError(f"--cpu takes one argument: --cpu '{limits.cpu} {command[0]}'")
     keys = parse_keys(detach_keys) if detach_keys and tty and interactive else b""
-    variables = _environment(env or [], env_file or [])
-    spec = Spec(
+    variables = {**read_env_files(env_file or ()), **dict(map(parse_env, env or ()))}
+    spec = Request(
         command=command,
         rootfs=rootfs,
         name=name,
@@ -135,21 +136,23 @@ def run(
         env=default_term(variables) if tty else variables,
         workdir=workdir,
         user=user,
-        interactive=interactive,
-        terminal=tty,
         merge_output=merge_output,
-        window=our_window() if tty else DEFAULT_WINDOW,
         init=init,
-        auto_remove=rm,
-        limits=limits.parse() if limits is not None else Limits(),
         cgroup_parent=cgroup_parent,
         oom_score_adj=oom_score_adj,
         timeout=timeout,
-        stop_signal=parse_signal(stop_signal),
-        stop_seconds=stop_timeout,
-        log=parse_log_options(log_driver, log_max_size, log_max_files),
+        stop_signal=stop_signal,
+        stop_timeout=stop_timeout,
+        log_driver=log_driver,
+        log_max_size=log_max_size,
+        log_max_files=log_max_files,
+    ).spec(
+        interactive=interactive,
+        terminal=tty,
+        window=our_window() if tty else DEFAULT_WINDOW,
+        auto_remove=rm,
+        limits=limits.parse() if limits is not None else Limits(),
     )
-    spec.check()
     from craterun.linux.userns import become_root
 
     root = default_root()  # that of the real user: from here on, everybody is root
@@ -200,18 +203,6 @@ def _run_in_foreground(spec: Spec, root: str, cid: _CidFile, *, attach: bool, qu
         )
 
     return trio.run(main)
-
-
-def _environment(entries: list[str], files: list[str]) -> dict[str, str]:
-    env: dict[str, str] = {}
-    for path in files:
-        try:
-            with open(path, encoding="utf-8", errors="surrogateescape") as file:
-                env.update(parse_env_file(file.read(), path))
-        except OSError as error:
-            raise UsageError(f"--env-file {path}: {os.strerror(error.errno or 0)}") from error
-    env.update(parse_env(entry) for entry in entries)
-    return env
 
 
 class _CidFile:
