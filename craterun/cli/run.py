@@ -17,6 +17,7 @@ from craterun.core.errors import CraterunError, UsageError
 from craterun.core.keys import parse_keys
 from craterun.core.limits import Limits
 from craterun.core.request import Request
+from craterun.core.restart import parse_restart
 from craterun.core.spec import HOST_ROOTFS, Spec
 from craterun.core.units import parse_env
 from craterun.state.store import default_root
@@ -47,6 +48,7 @@ def run(
     timeout: float | None = None,
     stop_signal: str = "TERM",
     stop_timeout: float = 10.0,
+    restart: str = "no",
     log_driver: Literal["file", "none"] | None = None,
     log_max_size: str | None = None,
     log_max_files: int | None = None,
@@ -111,6 +113,11 @@ def run(
         What asks the command to end, after --timeout and by craterun stop: a name or a number.
     stop_timeout
         Seconds that it has to end then, before SIGKILL.
+    restart
+        no, on-failure[:N] (at most N times) or always: start the command again when it has ended,
+        after 0.1 s, then 0.2 s, … up to a minute; 0.1 s again after a life of 10 s. A signal that
+        we forward, craterun stop and kill, and --timeout, which counts for all lives together, end
+        it for good. Its log and its cgroup, with the limits, go on.
     log_driver
         "file": keep the output in files, for `craterun logs` (the default). "none": keep nothing;
         then only --attach shows the output, and a reader that stops holds the command up.
@@ -152,6 +159,7 @@ def run(
         window=our_window() if tty else DEFAULT_WINDOW,
         auto_remove=rm,
         limits=limits.parse() if limits is not None else Limits(),
+        restart=parse_restart(restart),
     )
     from craterun.linux.userns import become_root
 

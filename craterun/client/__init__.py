@@ -268,6 +268,7 @@ def _options(spec: Spec) -> list[str]:
         options.append(f"--timeout={spec.timeout}")
     options += [f"--stop-signal={spec.stop_signal}", f"--stop-timeout={spec.stop_seconds}"]
     options += ["--tty"] if spec.terminal else []
+    options += ["--restart", str(spec.restart)]
     options += ["--merge-output"] if spec.merge_output else []
     options += ["--init"] if spec.init else []
     options += ["--rm"] if spec.auto_remove else []

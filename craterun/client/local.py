@@ -26,6 +26,7 @@ from craterun.core.errors import (
 )
 from craterun.core.events import EventType, event
 from craterun.core.life import ExitStatus, Process, Record, State
+from craterun.core.restart import Condition, ends_for_good
 from craterun.linux import cgroup, host
 from craterun.linux.fd import Fd
 from craterun.linux.inotify import DirectoryWatch
@@ -33,6 +34,7 @@ from craterun.linux.oom import is_process_doomed
 from craterun.linux.proc import is_alive, open_process, parse_state
 from craterun.state.journal import note, signaled
 from craterun.state.removed import find_removed
+from craterun.state.restart import request_end
 from craterun.state.store import Store
 
 KILL_SECONDS = 10.0
@@ -61,13 +63,14 @@ class Observed(msgspec.Struct, frozen=True):
     def status(self) -> str:
         """As `ps` shows it: ``running``, ``stopped (0)``, ``oom``, ``paused``, ``lost``, …"""
         record = self.record
+        again = f", restarted {record.restarts}x" if record.restarts else ""
         if self.lost:
             return "lost"
         if record.status is not State.STOPPED:
-            return str(State.PAUSED if self.paused else record.status)
+            return str(State.PAUSED if self.paused else record.status) + again
         if record.init_oom_killed:
-            return "oom"
-        return f"stopped ({'?' if record.exit_code is None else record.exit_code})"
+            return f"oom{again}"
+        return f"stopped ({'?' if record.exit_code is None else record.exit_code}){again}"
 
 
 def observe(store: Store, record: Record) -> Observed:
@@ -105,9 +108,12 @@ def send_signal(store: Store, text: str, number: int) -> str:
     :raises ContainerNotRunningError: it has ended
     """
     record, process = running_process(store, text)
+    record = _end_for_good(store, record, number)
     try:
-        pidfd = Fd(open_process(process))
+        pidfd = Fd(open_process(record.process or process))
     except ProcessLookupError:
+        if record.status is State.RESTARTING and ends_for_good(number, record.stop_signal):
+            return record.id  # it would have come back, and does not
         raise ContainerNotRunningError(f"container {record.id} is not running") from None
     try:
         _send(store, record, pidfd, number)
@@ -118,6 +124,19 @@ def send_signal(store: Store, text: str, number: int) -> str:
     finally:
         pidfd.close()
     return record.id
+
+
+def _end_for_good(store: Store, record: Record, number: int) -> Record:
+    """If a container that is started again is to get a signal that means its end, see that it is
+    not. Returns the record as it is after that: there may be another process already.
+    """
+    if record.restart.condition is Condition.NO or not ends_for_good(number, record.stop_signal):
+        return record
+    request_end(store.path(record.id))
+    try:
+        return store.load(record.id)
+    except NoSuchContainerError:
+        return record
 
 
 def _send(store: Store, record: Record, pidfd: Fd, number: int) -> None:
@@ -155,7 +174,7 @@ def kill_and_wait(store: Store, record: Record) -> None:
 
     :raises CraterunError: its process does not go away
     """
-    record = _until_started(store, record)
+    record = _end_for_good(store, _until_started(store, record), signal.SIGKILL)
     if record.process is not None:
         try:
             pidfd = Fd(open_process(record.process))
@@ -236,13 +255,16 @@ def stop(
             results.append(record.id)
             if record.process is None or not observe(store, record).running:
                 continue
+            record = _end_for_good(store, record, record.stop_signal)
+            assert record.process is not None
             pidfd = Fd(open_process(record.process))
             stopping[len(results) - 1] = (record, pidfd)
             _send(store, record, pidfd, record.stop_signal if number is None else number)
             if pausing.wake(record):
                 note(store.root, event(EventType.UNPAUSED, record.id, record.name))
         except ProcessLookupError:
-            continue
+            if record.status is State.RESTARTING:
+                store.wait_unsupervised(record.id)  # it has no process, and gets none any more
         except CraterunError as error:
             results.append(error)
     begun = time.monotonic()

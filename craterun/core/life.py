@@ -10,6 +10,7 @@ import msgspec
 
 from craterun.core.logoptions import LogOptions
 from craterun.core.phases import Phases
+from craterun.core.restart import RestartPolicy
 from craterun.core.units import signal_name
 
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -20,17 +21,21 @@ FORMAT = 1
 
 
 class State(StrEnum):
-    """States of a container, the OCI runtime-spec's, with ``paused`` as docker has it."""
+    """The OCI runtime-spec's states, with ``paused`` and ``restarting`` (between two
+    lives) as docker has them.
+    """
 
     CREATED = "created"
     RUNNING = "running"
     PAUSED = "paused"
+    RESTARTING = "restarting"
     STOPPED = "stopped"
 
 
 _NEXT = {
     State.CREATED: {State.RUNNING, State.STOPPED},
-    State.RUNNING: {State.PAUSED, State.STOPPED},
+    State.RUNNING: {State.PAUSED, State.RESTARTING, State.STOPPED},
+    State.RESTARTING: {State.RUNNING, State.STOPPED},
     State.PAUSED: {State.RUNNING, State.STOPPED},
     State.STOPPED: set[State](),
 }
@@ -82,8 +87,10 @@ class Process(msgspec.Struct, frozen=True):
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """metadata.json: all that is known of a container, for people and programs.
 
-    Times are RFC 3339 in UTC. ``limits`` is what was asked for, ``cgroups`` the directories that
-    the container was put in, ``error`` whatever went wrong besides the command itself.
+    Of a container that is started again when it has ended, ``started``, ``pid``, ``exit_code`` and
+    ``signal`` are those of its last life. Times are RFC 3339 in UTC. ``limits`` is what was asked
+    for, ``cgroups`` the directories that the container was put in, ``error`` whatever went wrong
+    besides the command itself.
 
     :ivar oom_kills: processes that the kernel has killed for want of memory; None, once it has
         ended, if they could not be counted (`core.oom`)
@@ -91,6 +98,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     :ivar oom_last: when the last one was
     :ivar phases_us: how long each phase of its life took, in microseconds
     :ivar init_oom_killed: whether the first process was among them; None: nobody can tell
+    :ivar restart: when it is started again
+    :ivar restarts: how many times that was
     :ivar memory_peak_bytes: the most memory that was charged to it, cache included, once it has
         ended; None: this host does not tell (version 2 before Linux 5.19)
     :ivar cpu_seconds: processor time of all its processes, likewise
@@ -130,6 +139,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     timed_out: bool = False
     stop_signal: int = 15
     stop_seconds: float = 10.0
+    restart: RestartPolicy = RestartPolicy()
+    restarts: int = 0
     cgroups: tuple[str, ...] = ()
     log: LogOptions = LogOptions()
     phases_us: Phases | None = None

@@ -10,6 +10,7 @@ from craterun.core.capabilities import CAPABILITIES, DEFAULT_CAPABILITIES
 from craterun.core.errors import UsageError, printable
 from craterun.core.limits import Limits
 from craterun.core.logoptions import LogOptions
+from craterun.core.restart import Condition, RestartPolicy
 from craterun.core.units import argument_bytes, parse_env, parse_hostname, parse_name
 
 HOST_ROOTFS = "host"
@@ -51,6 +52,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     :ivar stop_signal: what asks it to end, by the timeout and by ``craterun stop``
     :ivar stop_seconds: how long it has to end then, before SIGKILL
     :ivar oom_score_adj: -1000 to 1000, proc(5): whom the kernel prefers to kill
+    :ivar restart: when it is started again after its end; not with ``interactive``
     :ivar log: how the output is kept
     """
 
@@ -74,6 +76,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     timeout: float | None = None
     stop_signal: int = 15
     stop_seconds: float = 10.0
+    restart: RestartPolicy = RestartPolicy()
     log: LogOptions = LogOptions()
 
     def check(self) -> None:
@@ -95,6 +98,11 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise UsageError(f"--timeout {self.timeout:g} is not a number of seconds to run for")
         if not 0 <= self.stop_seconds < MAX_SECONDS:
             raise UsageError(f"--stop-timeout {self.stop_seconds:g} is not a number of seconds")
+        if self.interactive and self.restart.condition is not Condition.NO:
+            raise UsageError(
+                "--interactive and --restart exclude each other: what one life has read of the "
+                "input, the next one cannot read again"
+            )
         self.log.check()
         check_process(self.command, self.env, self.workdir)
 

@@ -287,14 +287,17 @@ class Told:
         if what.time < self._oldest:
             return True
         return any(
-            seen.type == what.type and (what.type != EventType.OOM or _kills(seen) >= _kills(what))
+            seen.type == what.type and _count(seen) >= _count(what)
             for seen in self._seen.get(what.id, ())
         )
 
 
-def _kills(what: Event) -> int:
-    kills = what.attributes.get("kills")
-    return kills if isinstance(kills, int) else 0
+def _count(what: Event) -> int:
+    """Of an event that comes more than once in a container's life: which one it is."""
+    keys: dict[str, str] = {EventType.OOM: "kills", EventType.RESTARTED: "restarts"}
+    key = keys.get(what.type, "")
+    count = what.attributes.get(key)
+    return count if isinstance(count, int) else 0
 
 
 def was_sent_signal(root: str, container_id: str, number: int) -> bool:

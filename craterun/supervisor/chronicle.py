@@ -68,6 +68,20 @@ class Chronicle:
             )
         )
 
+    def restarted(self, record: Record, before: ExitStatus) -> None:
+        """Another life has begun, and that is on record."""
+        self._tell(
+            event(
+                EventType.RESTARTED,
+                record.id,
+                record.name,
+                pid=record.pid,
+                restarts=record.restarts,
+                exit_code=before.exit_code,
+                signal=before.signal,
+            )
+        )
+
     def exited(self, record: Record) -> None:
         """It has ended, and that is on record."""
         self._tell(

@@ -21,11 +21,10 @@ import trio
 from craterun.core.errors import ContainerNotRunningError, CraterunError
 from craterun.core.life import ExitStatus, Record, State
 from craterun.core.oom import OomCount
-from craterun.core.phases import Asked, of_start, with_end
+from craterun.core.phases import with_end
 from craterun.linux import cgroup, freezer
 from craterun.linux.fd import Fd
 from craterun.linux.meter import final_figures
-from craterun.linux.proc import boot_id
 from craterun.state.journal import Told
 from craterun.state.logs import Stream, open_writer
 from craterun.state.records import overwrite_record, write_record
@@ -33,6 +32,7 @@ from craterun.state.removed import note_removed
 from craterun.state.store import Store
 from craterun.supervisor.chronicle import Chronicle, with_oom
 from craterun.supervisor.doorway import keep_doorway
+from craterun.supervisor.lives import Lives, Relaunch, restarted_record
 from craterun.supervisor.pumps import DRAIN_SECONDS, LogReader, OutputLog, pump_output
 from craterun.supervisor.terminal import Terminal
 
@@ -69,12 +69,14 @@ class Container:
         adopted: bool = False,
         told: Told | None = None,
         at_end: AtEnd | None = None,
+        relaunch: Relaunch | None = None,
     ) -> None:
         """Takes ownership of ``directory``, the locked folder.
 
         :param adopted: another supervisor has begun with it
         :param told: what the journal has of it already
         :param at_end: called with the final record
+        :param relaunch: starts it once more, if its policy may want that
         """
         self.record = record
         self._at_end = at_end
@@ -83,7 +85,11 @@ class Container:
         self._store = store
         self._launched = launched
         self._directory = directory
-        self._log = OutputLog(open_writer(directory.fileno(), record.log, resume=adopted))
+        self._lives = Lives(record, directory.fileno(), relaunch)
+        self._log = OutputLog(
+            open_writer(directory.fileno(), record.log, resume=adopted),
+            may_go_on=relaunch is not None,
+        )
         self._services = services
         self._written: Record | None = None
         self._finished = trio.Event()
@@ -152,6 +158,7 @@ class Container:
         """
         if number == signal.SIGKILL and not self._services.oom.is_doomed(self._oom):
             self._sigkilled = True
+        self._lives.note_signal(number)
         try:
             signal.pidfd_send_signal(self._launched.pidfd.fileno(), number)
         except (ProcessLookupError, ValueError):
@@ -216,22 +223,15 @@ class Container:
             # Not cancelled from outside: that only means SIGKILL, from `Supervisor`, and everything
             # below happens all the same.
             watchers.cancel_scope.shield = True
-            for stream, pipe in self._outputs().items():
-                if pipe.closed:  # a terminal has no stderr; one killed on its way has no stream
-                    self._log.end(stream)
-                else:
-                    watchers.start_soon(self._pump, pipe, stream)
-            if self._terminal is not None and not self._launched.stdout.closed:
-                watchers.start_soon(keep_doorway, self.id, self._launched.stdout)
             if self.record.timeout is not None and self.record.started is not None:
-                due = self.record.started + timedelta(seconds=self.record.timeout)
+                # The timeout is that of all lives together.
+                begun = self.record.created if self.record.restarts else self.record.started
+                due = begun + timedelta(seconds=self.record.timeout)
                 watchers.start_soon(self._stop_at, due)
-            await self._exited()
-            if self._terminal is not None:
-                self._terminal.close()
-            logger.debug("%s: %s", self.id, self._launched.status)
-            await self._drain()
-            self._drained = time.monotonic_ns()
+            await self._live()
+            while await self._goes_on():
+                await self._live()
+            self._log.end_all()
             watchers.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
             await self._conclude()
@@ -241,6 +241,65 @@ class Container:
             self._finished.set()
             self.stdin.close()
             await self._services.link.release(self._launched)
+
+    async def _live(self) -> None:
+        """From the successful execve to the end of the output."""
+        async with trio.open_nursery() as watchers:
+            for stream, pipe in self._outputs().items():
+                if pipe.closed:  # a terminal has no stderr; one killed on its way has no stream
+                    self._log.end(stream)
+                else:
+                    watchers.start_soon(self._pump, pipe, stream)
+            if self._terminal is not None and not self._launched.stdout.closed:
+                watchers.start_soon(keep_doorway, self.id, self._launched.stdout)
+            await self._exited()
+            if self._terminal is not None:
+                self._terminal.close()
+            logger.debug("%s: %s", self.id, self._launched.status)
+            await self._drain()
+            self._drained = time.monotonic_ns()
+            watchers.cancel_scope.cancel()
+
+    async def _goes_on(self) -> bool:
+        """Whether there is another life, which has begun then."""
+        status = self._launched.status or ExitStatus(None)
+        if not self._log.may_go_on or not self._lives.is_another_wanted(self.record, status):
+            return False
+        self._count_last_kills()
+        self.record = msgspec.structs.replace(
+            self.record,
+            status=State.RESTARTING,
+            finished=datetime.now(UTC),
+            exit_code=status.exit_code,
+            signal=status.signal,
+        )
+        await self._services.clerk.do(self._write_current)
+        try:
+            if not await self._lives.wait(self.record):
+                return False
+            launched = await self._lives.begin(self._launched)
+        except (CraterunError, OSError) as error:
+            self._note(f"it could not be started again: {error}")
+            return False
+        self.stdin.close()
+        self._launched = launched
+        self._terminal = Terminal(launched.stdout) if launched.terminal else None
+        self.stdin = self._terminal.input() if self._terminal else launched.stdin
+        self._log.go_on()
+        self._sigkilled = False
+        self.record = restarted_record(self.record, launched)
+        kills = self.record.oom_kills or 0
+        self._oom = self._services.oom.watch(
+            self.record.cgroups, self.record.process, OomCount(kills, kills), self._on_oom
+        )
+        await self._services.clerk.do(self._write_restarted, status)
+        if self._lives.is_to_end():  # asked by somebody who could not know of this life yet
+            self.kill()
+        return True
+
+    def _write_restarted(self, before: ExitStatus) -> None:
+        self._write_current()
+        self._chronicle.restarted(self.record, before)
 
     def _outputs(self) -> dict[Stream, Fd]:
         return {Stream.STDOUT: self._launched.stdout, Stream.STDERR: self._launched.stderr}
@@ -283,15 +342,18 @@ class Container:
         status = self._launched.status or ExitStatus(None)
         if self._launched.status is None:
             self._note("the keeper died, and with it the knowledge of the exit code")
+        self._count_last_kills()  # before `_write_end` removes the cgroup
+        self.record = await self._services.clerk.do(self._write_end, status)
+        self._directory.close()
+
+    def _count_last_kills(self) -> None:
         live = self._oom.count.kills
-        self._services.oom.unwatch(self._oom)  # before `_write_end` removes the cgroup
+        self._services.oom.unwatch(self._oom)
         if self._oom.error is not None:
             why = os.strerror(self._oom.error.errno or 0)
             self._note(f"processes killed for want of memory could not be counted: {why}")
         if self._oom.count.kills != live and self._oom.count.kills:
             self._on_oom()
-        self.record = await self._services.clerk.do(self._write_end, status)
-        self._directory.close()
 
     def _write_end(self, status: ExitStatus) -> Record:
         """By the clerk: cgroup, log files, record. Returns the final record."""
@@ -358,22 +420,6 @@ class Container:
     def _note(self, problem: str) -> None:
         if problem not in self._errors:
             self._errors.append(problem)
-
-
-def running_record(record: Record, launched: Launched, asked: Asked | None = None) -> Record:
-    """``record`` after a successful launch.
-
-    :param asked: when it was asked for; only the supervisor that started it knows
-    """
-    return msgspec.structs.replace(
-        record,
-        status=State.RUNNING,
-        started=datetime.now(UTC),
-        pid=launched.pid,
-        start_time=launched.start_time,
-        boot_id=boot_id(),
-        phases_us=of_start(asked or Asked(), launched.started),
-    )
 
 
 def _unread_bytes(pipe: int) -> int:

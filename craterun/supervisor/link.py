@@ -115,6 +115,7 @@ class KeeperLink:
         cookie: bytes = b"",
         join: int = -1,
         lock: int = -1,
+        replacing: Launched | None = None,
     ) -> Launched:
         """Have ``plan`` carried out; returns when the request is sent. Borrows the descriptors.
 
@@ -122,7 +123,10 @@ class KeeperLink:
             empty if the process is to be killed when this supervisor dies
         :param join: pidfd of the container to join
         :param lock: locked state directory, which the keeper keeps locked
+        :param replacing: what the keeper may forget in the same moment
         """
+        if replacing is not None:
+            self._retire(replacing)
         launched = Launched(self._next, terminal=plan.terminal, merged=plan.merged)
         self._next += 1
         self._launched[launched.number] = launched
@@ -143,9 +147,7 @@ class KeeperLink:
 
     async def release(self, launched: Launched) -> None:
         """All of this process's life is on record: the keeper may forget it."""
-        self._launched.pop(launched.number, None)
-        launched.close()
-        self._unreleased.append(launched.number)
+        self._retire(launched)
         # Ends that were recorded on one trip of the clerk travel in one message, or along with a
         # launch: each message is a wake-up of the keeper.
         await trio.lowlevel.cancel_shielded_checkpoint()
@@ -155,6 +157,11 @@ class KeeperLink:
                 await self._send((op.MSG_RELEASE, released), [])
             except KeeperDiedError:
                 return  # then there is nothing left to release
+
+    def _retire(self, launched: Launched) -> None:
+        self._launched.pop(launched.number, None)
+        launched.close()
+        self._unreleased.append(launched.number)
 
     async def adopt(self) -> list[Launched]:
         """Everything that the keeper kept of an earlier supervisor."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import resource
@@ -27,6 +26,7 @@ from craterun.core.failures import explain
 from craterun.core.life import Record, State
 from craterun.core.phases import Asked
 from craterun.core.plan import plan_exec, plan_run
+from craterun.core.restart import Condition
 from craterun.core.spec import HOST_ROOTFS, HostFacts, Identity, RootDirectory, Spec, check_process
 from craterun.core.steps import LaunchPlan
 from craterun.core.units import new_id
@@ -35,10 +35,12 @@ from craterun.linux.fd import Fd
 from craterun.linux.proc import open_process
 from craterun.linux.rootfs import check_rootfs, look_up_user
 from craterun.linux.userns import require_root, same_user_namespace
+from craterun.state.restart import write_spec
 from craterun.state.store import Store, default_root
-from craterun.supervisor.container import AtEnd, Container, running_record
+from craterun.supervisor.container import AtEnd, Container
 from craterun.supervisor.execution import Execution, see_through
 from craterun.supervisor.link import KeeperLink, Launched
+from craterun.supervisor.lives import Relaunch, launch_container, running_record
 from craterun.supervisor.services import Services
 
 logger = logging.getLogger("craterun")
@@ -160,7 +162,13 @@ class Supervisor:
         times = Asked(asked, prepared.begun, sent)
         record = running_record(prepared.record, launched, times)
         container = Container(
-            services, self.store, record, launched, prepared.directory, at_end=at_end
+            services,
+            self.store,
+            record,
+            launched,
+            prepared.directory,
+            at_end=at_end,
+            relaunch=self._relaunch(services, prepared),
         )
         logger.debug("%s: pid %d executed %r", container.id, launched.pid, spec.command)
         self._containers.add(container)
@@ -174,17 +182,7 @@ class Supervisor:
         if spec.user is None and (spec.rootfs == HOST_ROOTFS or spec.rootfs in self._roots):
             return self._roots.get(spec.rootfs), Identity()
         # In a thread of its own: the directory may be on a file server that does not answer.
-        return await trio.to_thread.run_sync(self._look_at_rootfs, spec)
-
-    def _look_at_rootfs(self, spec: Spec) -> tuple[RootDirectory | None, Identity]:
-        if spec.rootfs == HOST_ROOTFS:
-            return None, look_up_user(spec.user, None, (hostroot.USERS, hostroot.GROUPS))
-        # Checked once for each path: the child compares device and inode when it opens the tree,
-        # so a directory that was swapped since is noticed without asking the mount table again.
-        if spec.rootfs not in self._roots:
-            self._roots[spec.rootfs] = check_rootfs(spec.rootfs)
-        root = self._roots[spec.rootfs]
-        return root, look_up_user(spec.user, root.path)
+        return await trio.to_thread.run_sync(look_at_rootfs, spec, self._roots)
 
     async def _look_after(self, container: Container) -> None:
         await look_after(container)
@@ -203,6 +201,8 @@ class Supervisor:
         logger.debug("%s: %d parts, cgroups %s", record.id, len(plan.parts), cgroups.paths)
         directory = Fd(self.store.create(record))
         try:
+            if spec.restart.condition is not Condition.NO:
+                write_spec(directory.fileno(), spec)
             cgroup.create(cgroups)
         except BaseException:
             directory.close()
@@ -210,19 +210,27 @@ class Supervisor:
             raise
         return _Prepared(record, plan, directory, begun)
 
-    async def _launch(self, services: Services, prepared: _Prepared) -> Launched:
-        launched = await services.link.launch(
-            prepared.plan,
-            cookie=os.fsencode(self.store.path(prepared.record.id)),
-            lock=prepared.directory.fileno(),
-        )
-        await launched.settled.wait()
-        if launched.failure is not None:
-            logger.debug("%s: %s", prepared.record.id, launched.failure)
-            if launched.failure.errno == errno.ESTALE:
-                self._roots.pop(prepared.record.rootfs, None)
-            raise explain(prepared.plan, *msgspec.structs.astuple(launched.failure))
-        return launched
+    async def _launch(
+        self, services: Services, prepared: _Prepared, replacing: Launched | None = None
+    ) -> Launched:
+        record = prepared.record
+        try:
+            return await launch_container(
+                services.link,
+                prepared.plan,
+                self.store.path(record.id),
+                prepared.directory.fileno(),
+                replacing,
+            )
+        except CraterunError as error:
+            logger.debug("%s: %s", record.id, error)
+            self._roots.pop(record.rootfs, None)  # it may have been swapped
+            raise
+
+    def _relaunch(self, services: Services, prepared: _Prepared) -> Relaunch | None:
+        if prepared.record.restart.condition is Condition.NO:
+            return None
+        return lambda ended: self._launch(services, prepared, ended)
 
     def _undo(self, prepared: _Prepared) -> None:
         """By the clerk: leave nothing of a start that failed."""
@@ -361,6 +369,23 @@ class _Prepared:
         self.begun = begun
 
 
+def look_at_rootfs(
+    spec: Spec, known: dict[str, RootDirectory]
+) -> tuple[RootDirectory | None, Identity]:
+    """The rootfs, checked, and who the user is there.
+
+    :param known: rootfs that were checked; added to
+    """
+    if spec.rootfs == HOST_ROOTFS:
+        return None, look_up_user(spec.user, None, (hostroot.USERS, hostroot.GROUPS))
+    # Checked once for each path: the child compares device and inode when it opens the tree, so a
+    # directory that was swapped since is noticed without asking the mount table again.
+    if spec.rootfs not in known:
+        known[spec.rootfs] = check_rootfs(spec.rootfs)
+    root = known[spec.rootfs]
+    return root, look_up_user(spec.user, root.path)
+
+
 async def look_after(container: Container) -> None:
     """Supervise; an error of ours ends this container and no other."""
     try:
@@ -394,6 +419,7 @@ def _first_record(
         timeout=spec.timeout,
         stop_signal=spec.stop_signal,
         stop_seconds=spec.stop_seconds,
+        restart=spec.restart,
         init=spec.init,
         auto_remove=spec.auto_remove,
         created=datetime.now(UTC),

@@ -49,11 +49,13 @@ _bulk_threads = trio.CapacityLimiter(4)
 class OutputLog:
     """One container's log while it is written: the writer, and how readers learn of news."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer, *, may_go_on: bool = False) -> None:
+        """:param may_go_on: when both streams have ended, there may be others (`go_on`)"""
         self.writer = writer
         self._room = trio.lowlevel.ParkingLot()
         self._held_up: set[Stream] = set()
         self.ended = dict.fromkeys(Stream, False)
+        self.may_go_on = may_go_on
         self._news = {stream: trio.lowlevel.ParkingLot() for stream in Stream}
         self._readers: list[LogReader] = []
         self.waits = {stream: trio.CancelScope() for stream in Stream}
@@ -69,7 +71,7 @@ class OutputLog:
         """
         reader = LogReader(self, stream, direct)
         self._readers.append(reader)
-        if self.ended[stream]:
+        if self.is_over(stream):
             reader.secure()
         self.waits[stream].cancel()  # the pump may go another way now
         return reader
@@ -144,12 +146,27 @@ class OutputLog:
             await self.wait_news(stream)
 
     def end(self, stream: Stream) -> None:
-        """Nothing more will come on ``stream``."""
+        """Nothing more will come on ``stream``, unless there may be another life."""
         self.ended[stream] = True
-        for reader in self._readers:
-            if reader.stream == stream:
-                reader.secure()
+        if self.is_over(stream):
+            for reader in self._readers:
+                if reader.stream == stream:
+                    reader.secure()
         self.announce(stream)
+
+    def is_over(self, stream: Stream) -> bool:
+        """Whether readers of ``stream`` have nothing more to wait for."""
+        return self.ended[stream] and not self.may_go_on
+
+    def go_on(self) -> None:
+        """Another life begins."""
+        self.ended = dict.fromkeys(Stream, False)
+
+    def end_all(self) -> None:
+        """There is no other life."""
+        self.may_go_on = False
+        for stream in Stream:
+            self.end(stream)
 
 
 class LogReader:
@@ -225,7 +242,7 @@ class LogReader:
                 self._live_bytes -= len(data)
                 self._log.made_room()
                 return data
-            if self._log.ended[self.stream]:
+            if self._log.is_over(self.stream):
                 return b""
             self._waits = True
             try:

@@ -17,14 +17,19 @@ import trio
 
 from craterun.core.errors import CraterunError
 from craterun.core.life import Record, State
+from craterun.core.plan import plan_run
+from craterun.core.restart import Condition
+from craterun.core.steps import LaunchPlan
 from craterun.linux import cgroup, host
 from craterun.linux.calls import set_process_name
 from craterun.linux.fd import Fd
 from craterun.state.journal import Told
+from craterun.state.restart import read_spec
 from craterun.state.store import Store
-from craterun.supervisor.container import Container, running_record
+from craterun.supervisor.container import Container
 from craterun.supervisor.link import KeeperLink, Launched
-from craterun.supervisor.main import look_after
+from craterun.supervisor.lives import Relaunch, launch_container, restarted_record, running_record
+from craterun.supervisor.main import look_after, look_at_rootfs
 from craterun.supervisor.services import Services
 
 logger = logging.getLogger("craterun")
@@ -78,8 +83,47 @@ async def _adopt(services: Services, launched: Launched, told: Told) -> None:
         return
     if record.status is State.CREATED:
         record = running_record(record, launched)
-    container = Container(services, store, record, launched, directory, adopted=True, told=told)
+    elif record.status is State.RESTARTING and launched.pid != record.pid:
+        record = restarted_record(record, launched)
+    container = Container(
+        services,
+        store,
+        record,
+        launched,
+        directory,
+        adopted=True,
+        told=told,
+        relaunch=_relaunch(services, store, record, directory),
+    )
     await look_after(container)
+
+
+def _relaunch(services: Services, store: Store, record: Record, directory: Fd) -> Relaunch | None:
+    if record.restart.condition is Condition.NO:
+        return None
+
+    def plan() -> LaunchPlan:
+        facts, spec = host.probe(), read_spec(directory.fileno())
+        root, identity = look_at_rootfs(spec, {})
+        return plan_run(
+            spec,
+            facts,
+            hostname=record.hostname,
+            root=root,
+            identity=identity,
+            cgroups=cgroup.plan_for(spec, record.id, facts),
+        )
+
+    async def relaunch(ended: Launched) -> Launched:
+        return await launch_container(
+            services.link,
+            await trio.to_thread.run_sync(plan),
+            store.path(record.id),
+            directory.fileno(),
+            ended,
+        )
+
+    return relaunch
 
 
 async def _drop(link: KeeperLink, launched: Launched) -> None:

@@ -13,7 +13,10 @@ _LEGAL = {
     ("created", "running"),
     ("created", "stopped"),
     ("running", "paused"),
+    ("running", "restarting"),
     ("running", "stopped"),
+    ("restarting", "running"),
+    ("restarting", "stopped"),
     ("paused", "running"),
     ("paused", "stopped"),
 }

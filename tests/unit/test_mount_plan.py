@@ -113,9 +113,9 @@ def test_what_is_parked_goes_away_with_the_old_root(plan: s.LaunchPlan) -> None:
 def test_files_are_made_only_on_filesystems_of_ours(plan: s.LaunchPlan) -> None:
     ours: set[int] = set()
     for step in plan.steps:
-        if isinstance(step, m.NewFilesystem):
-            ours.add(step.slot)
-        elif isinstance(step, m.CloneTree) and step.below in ours:
+        if isinstance(step, m.NewFilesystem) or (
+            isinstance(step, m.CloneTree) and step.below in ours
+        ):
             ours.add(step.slot)
         elif isinstance(step, m.MakeDirectory | m.MakeFile | m.MakeSymlink):
             assert step.slot in ours
