@@ -39,6 +39,10 @@ class Stream(IntEnum):
     STDOUT = 1
     STDERR = 2
 
+    # An enum's own hash is a function in Python, called for each look-up in a dict of streams; a
+    # pump makes half a dozen of them for each chunk.
+    __hash__ = int.__hash__
+
 
 _STREAMS = frozenset(Stream)
 FILES = {Stream.STDOUT: "stdout.log", Stream.STDERR: "stderr.log"}

@@ -12,6 +12,7 @@ import os
 import stat
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
@@ -41,6 +42,11 @@ _FAILED = stat.S_ISVTX
 _LOOK_BACK_ENTRIES = 1024 * 1024
 
 
+Then = Callable[[Stream, memoryview], None]
+"""Called with bytes as soon as they are in their file, before their index entry is: whoever they
+are passed on to then has nothing that a reader of the log would not find."""
+
+
 class Writer(Protocol):
     """What a container's output is appended to.
 
@@ -55,7 +61,9 @@ class Writer(Protocol):
 
     def is_lossy(self) -> bool: ...
 
-    def append(self, stream: Stream, data: memoryview, time_ns: int) -> None: ...
+    def append(
+        self, stream: Stream, data: memoryview, time_ns: int, then: Then | None = None
+    ) -> None: ...
 
     def locate(self, stream: Stream, offset: int) -> tuple[int, int]: ...
 
@@ -81,7 +89,9 @@ class NoLog:
         """Always: what is appended cannot be read again, so that readers have to be fed."""
         return True
 
-    def append(self, stream: Stream, data: memoryview, time_ns: int) -> None:
+    def append(
+        self, stream: Stream, data: memoryview, time_ns: int, then: Then | None = None
+    ) -> None:
         """Nothing."""
 
     def locate(self, stream: Stream, offset: int) -> tuple[int, int]:
@@ -138,7 +148,9 @@ class LogWriter:
             except OSError as error:
                 self._fail(error)
 
-    def append(self, stream: Stream, data: memoryview, time_ns: int) -> None:
+    def append(
+        self, stream: Stream, data: memoryview, time_ns: int, then: Then | None = None
+    ) -> None:
         """Append one chunk and its index entry; divided if it does not fit into a segment."""
         with self._writing:
             while data:
@@ -153,7 +165,7 @@ class LogWriter:
                 except OSError as error:
                     self._fail(error)
                     continue
-                self._append(stream, data[:room], time_ns)
+                self._append(stream, data[:room], time_ns, then)
                 data = data[room:]
 
     def _room(self, stream: Stream) -> int:
@@ -164,7 +176,7 @@ class LogWriter:
             return 0
         return self._max_bytes - (self.sizes[stream] - self._bases[stream])
 
-    def _append(self, stream: Stream, data: memoryview, time_ns: int) -> None:
+    def _append(self, stream: Stream, data: memoryview, time_ns: int, then: Then | None) -> None:
         offset = self.sizes[stream] - self._bases[stream]
         rest = data
         try:
@@ -173,6 +185,8 @@ class LogWriter:
                 written = os.write(fd, rest)
                 self.sizes[stream] += written
                 rest = rest[written:]
+            if then is not None:
+                then(stream, data)
             self._write_index(IndexEntry(time_ns, offset, len(data), stream).pack())
         except OSError as error:
             self._fail(error)

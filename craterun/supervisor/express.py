@@ -94,9 +94,8 @@ def _move(
         if size == 0:
             return Left(True, b"")
         data = buffer[:size]
-        log.pass_on(stream, data)
         before = sizes[stream]
-        log.writer.append(stream, data, time.time_ns())
+        log.writer.append(stream, data, time.time_ns(), log.pass_on)
         if log.writer.is_lossy():
             return Left(False, bytes(data[sizes[stream] - before :]))
         if log.is_anybody_behind(stream):

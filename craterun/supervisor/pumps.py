@@ -6,8 +6,9 @@ holds up the container or another reader, and memory does not grow with what is 
 that falls so far behind that rotation removes what it has not read is told how much that was.
 
 A reader that is not behind need not go the long way: if it has said where its bytes go
-(``direct``), a pump in a thread of its own (`express`) writes them there before it logs them, as
-far as that is possible without waiting.
+(``direct``), a pump in a thread of its own (`express`) writes them there as soon as they are in the
+log, as far as that is possible without waiting. Not before: a supervisor can be killed at any
+moment, and what somebody has seen must be what `logs` shows.
 
 Readers are fed directly, each through a bounded queue, in two cases. When the log has failed (disk
 full), what does not fit is counted as skipped. When no log is kept at all, the pump waits until
@@ -83,10 +84,11 @@ class OutputLog:
         )
 
     def pass_on(self, stream: Stream, data: memoryview) -> None:
-        """In a pump's thread: what will be logged next, for readers who wait for just that."""
+        """In a pump's thread: what was logged last, for readers who wait for just that."""
+        offset = self.writer.sizes[stream] - len(data)
         for reader in self._readers:
             if reader.stream == stream:
-                reader.pass_on(data)
+                reader.pass_on(data, offset)
 
     def is_anybody_behind(self, stream: Stream) -> bool:
         """Whether a reader has not got all that was logged, so that it must be woken."""
@@ -202,22 +204,18 @@ class LogReader:
         """Whether there is something in the log for it to read."""
         return self._offset < self._log.writer.sizes[self.stream]
 
-    def pass_on(self, data: memoryview) -> None:
-        """In the thread of the pump, which is about to log ``data``.
+    def pass_on(self, data: memoryview, offset: int) -> None:
+        """In the thread of the pump, which has just logged ``data``, at ``offset``.
 
-        Nobody else makes the log grow. So if all that is in it was read and the reader waits, it
-        waits for these bytes, and goes on waiting: what it is told is that it has them.
+        If the reader had read all before that and waits, it waits for these bytes, and goes on
+        waiting: what it is told is that it has them.
         """
         with self._passing:
-            if self._waits and self._direct is not None and not self.is_behind:
+            if self._waits and self._direct is not None and self._offset == offset:
                 self._offset += self._direct(data)
 
     def offer(self, data: bytes) -> None:
         """Take ``data``, which the log has not, into the queue if there is room."""
-        passed_on = self._offset - self._log.writer.sizes[self.stream]
-        if passed_on > 0:
-            self._offset -= passed_on
-            data = data[passed_on:]
         if self._live_bytes + len(data) > _LIVE_QUEUE_BYTES:
             self.skipped_bytes += len(data)
         elif data:
@@ -248,7 +246,8 @@ class LogReader:
             try:
                 await self._log.wait_news(self.stream)
             finally:
-                self._waits = False
+                with self._passing:  # what is being passed on is not to be read as well
+                    self._waits = False
 
     def _read(self) -> bytes:
         """The next bytes from the log; b"" if they are in another file, or nowhere any more."""

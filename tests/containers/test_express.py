@@ -1,4 +1,4 @@
-"""Attached readers are served before the log is, without a byte more or less, and without harm."""
+"""Attached readers are served by the pump's thread, with every byte once, and without harm."""
 
 from __future__ import annotations
 
