@@ -1,4 +1,4 @@
-"""Limits of what the guest of the cgroup v2 tier does not have: cpusets and disks."""
+"""Limits of hardware: of disks, and of processors, for which the cgroup v2 tier has no cpusets."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tests.containers.test_limits import CPUSETS, HIERARCHIES, limit
 cli = helpers.cli
 
 
+@pytest.mark.cgroup_v2
 def test_a_disk_is_limited(cli: Cli, rootfs: Path) -> None:
     disks = sorted(p for p in Path("/sys/block").glob("*/dev") if "loop" not in str(p))
     if not disks:

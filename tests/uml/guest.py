@@ -164,11 +164,14 @@ class Plan:
     modprobe: tuple[str, ...]
 
 
-def kernel_command(kernel: str, *, memory: str, init: str, line_fd: int, uml_dir: str) -> list[str]:
+def kernel_command(
+    kernel: str, *, memory: str, init: str, line_fd: int, uml_dir: str, disk: str
+) -> list[str]:
     """Return the host command that boots ``kernel`` into the script ``init``.
 
     ``line_fd`` is the descriptor that gets the first serial line's output;
-    console and kernel messages go to standard output.
+    console and kernel messages go to standard output. ``disk`` is a file that
+    the guest has as a disk.
     """
     return [
         kernel,
@@ -184,6 +187,7 @@ def kernel_command(kernel: str, *, memory: str, init: str, line_fd: int, uml_dir
         f"ssl0=null,fd:{line_fd}",
         # Else it makes a directory in the home directory.
         f"uml_dir={uml_dir}",
+        f'ubd0="{disk}"',
         # Without it a guest's reboot(2) would boot once more.
         "noreboot",
         # A kernel that has stumbled proves nothing: end it there.

@@ -26,6 +26,7 @@ from .guest import Plan, guest_environment, init_script, kernel_command, resolve
 from .stream import READY, OutputSplitter, failure_reason, log_tail
 
 KERNEL = "linux.uml"
+_DISK_BYTES = 1024 * 1024
 PACKAGE = "user-mode-linux"
 #: The exit code of every failure that is not COMMAND's own.
 EXIT_FAILURE = 125
@@ -145,6 +146,10 @@ class Guest:
         init = directory / "init"
         init.write_bytes(os.fsencode(init_script(plan)))
         init.chmod(0o755)
+        # Nothing is on it; it is there for limits to be set on.
+        disk = directory / "disk"
+        with disk.open("wb") as file:
+            file.truncate(_DISK_BYTES)
         self._splitter = OutputSplitter(plan.token)
         self._output_fd, line_fd = os.pipe()
         self._log_fd, log_write_fd = os.pipe()
@@ -165,6 +170,7 @@ class Guest:
                     init=str(init),
                     line_fd=line_fd,
                     uml_dir=str(directory),
+                    disk=str(disk),
                 ),
                 stdin=subprocess.DEVNULL,
                 stdout=log_write_fd,

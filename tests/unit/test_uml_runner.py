@@ -104,7 +104,12 @@ def test_usage_errors_are_loud(arguments: list[str], capsys: pytest.CaptureFixtu
 
 def test_kernel_command_quotes_the_path_of_init() -> None:
     command = guest.kernel_command(
-        "/usr/bin/linux.uml", memory="2G", init="/a b/init", line_fd=7, uml_dir="/a b"
+        "/usr/bin/linux.uml",
+        memory="2G",
+        init="/a b/init",
+        line_fd=7,
+        uml_dir="/a b",
+        disk="/a b/disk",
     )
     assert command[0] == "/usr/bin/linux.uml"
     assert {"mem=2G", 'init="/a b/init"', "ssl0=null,fd:7", "hostfs=/"} <= set(command)
