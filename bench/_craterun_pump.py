@@ -19,11 +19,13 @@ import trio
 from bench.ground import warm_memory
 from craterun import Spec, Supervisor
 from craterun.bench.leave import cancelled_on_signals
+from craterun.core.logoptions import LogOptions
 
 
 async def measure(rootfs: str, state_root: str, size: int, command: tuple[str, ...]) -> float:
     """Run the command, and give the seconds it took."""
-    spec = Spec(rootfs=rootfs, command=command)
+    # All of it is to be found afterwards: no rotation.
+    spec = Spec(rootfs=rootfs, command=command, log=LogOptions(max_bytes=0))
     async with cancelled_on_signals(), Supervisor(root=state_root) as supervisor:
         warm_memory(2 * size)
         begin = time.perf_counter()

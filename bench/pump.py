@@ -7,22 +7,27 @@ The same producer (busybox dd of /dev/zero in writes of 256 KiB, so that the
 consumer is what limits it) writes
 
     craterun  in a container, to the pump, to the container's log
+    attach    the same with `craterun run --attach >file`, so that it is written twice
+    podman    in a container of podman's, to conmon, to a log of the k8s-file driver
     cat       on the host, to `cat >file` on the same filesystem
 
 in turn, and the medians over the rounds are compared.  The time of craterun
-includes the container's start and end, that of cat a shell's.
+includes the container's start and end, as that of podman and of attach includes
+the whole command's, and that of cat a shell's.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +40,13 @@ from bench.ground import (
     craterun_state,
     exit_on_signals,
     make_rootfs,
+    own_cgroup,
     session,
     settle,
     warm_memory,
 )
 from bench.peers import HERE, craterun_env, craterun_missing
+from bench.podman import podman, podman_missing
 
 MEBIBYTE = 1 << 20
 BLOCK = 256 << 10
@@ -67,19 +74,66 @@ def through_craterun(job: Job) -> float:
     """Pump from a container to its log, and give the seconds it took."""
     script = HERE / "_craterun_pump.py"
     producer = ["/bin/sh", "-c", f"exec {job.producer}"]
-    with craterun_state(job.work) as state:
+    with craterun_state(job.work) as state, without_logs(state):
         start: list[str | Path] = [sys.executable, script, job.rootfs, state, str(job.size)]
-        try:
-            with session([*start, *producer], env=craterun_env()) as process:
-                said, _ = process.communicate()
-        finally:
-            # The logs of all rounds together may be more than there is memory.
-            for log in state.glob("*/*.log*"):
-                log.unlink()
+        with session([*start, *producer], env=craterun_env()) as process:
+            said, _ = process.communicate()
     report = json.loads(said)
     if report["logged"] < job.size:
         raise BenchError(f"the log has {report['logged']} of {job.size} bytes")
     return float(report["seconds"])
+
+
+@contextlib.contextmanager
+def without_logs(state: Path) -> Iterator[None]:
+    """Remove the logs after use: those of all rounds together may be more than there is memory."""
+    try:
+        yield
+    finally:
+        for log in state.glob("*/*.log*"):
+            log.unlink()
+
+
+def timed(
+    command: Sequence[str | Path], target: Path, size: int, env: Mapping[str, str] | None = None
+) -> float:
+    """Run a command that writes so many bytes to ``target``, and give the seconds it took."""
+    warm_memory(2 * size)
+    begin = time.perf_counter()
+    with session(command, env=env) as process:
+        process.wait()
+    seconds = time.perf_counter() - begin
+    if target.stat().st_size < size:
+        raise BenchError(f"{target} has {target.stat().st_size} of {size} bytes")
+    return seconds
+
+
+def through_attach(job: Job) -> float:
+    """Attach to a container with our output in a file, and give the seconds it took."""
+    target = job.work / "attached"
+    command: list[str | Path] = [
+        sys.executable, "-m", "craterun", "run", "--attach", "--log-max-size", "0",
+        "--rootfs", job.rootfs, "--", "/bin/sh", "-c", f"exec {job.producer}",
+    ]  # fmt: skip
+    with craterun_state(job.work) as state, without_logs(state):
+        env = {**craterun_env(), "CRATERUN_ROOT": str(state)}
+        try:
+            shell: list[str | Path] = ["sh", "-c", 'exec "$@" >"$0"', target, *command]
+            return timed(shell, target, job.size, env=env)
+        finally:
+            target.unlink(missing_ok=True)
+
+
+def through_podman(job: Job) -> float:
+    """Have conmon write a log, and give the seconds it took."""
+    target = job.work / "podman.log"
+    options = ["--rm", "--attach", "stderr", "--log-opt", f"path={target}"]
+    with own_cgroup(f"{job.work.name}-podman") as cgroup:
+        command = podman(job.work, "run", cgroup, job.rootfs, options)
+        try:
+            return timed([*command, "/bin/sh", "-c", f"exec {job.producer}"], target, job.size)
+        finally:
+            target.unlink(missing_ok=True)
 
 
 def through_cat(job: Job) -> float:
@@ -87,20 +141,15 @@ def through_cat(job: Job) -> float:
     target = job.work / "cat.log"
     shell = f'{job.rootfs}/bin/busybox {job.producer} | cat >"$0"'
     try:
-        warm_memory(2 * job.size)
-        begin = time.perf_counter()
-        with session(["sh", "-c", shell, target]) as process:
-            process.wait()
-            seconds = time.perf_counter() - begin
-        if target.stat().st_size != job.size:
-            raise BenchError(f"cat wrote {target.stat().st_size} of {job.size} bytes")
-        return seconds
+        return timed(["sh", "-c", shell, target], target, job.size)
     finally:
         target.unlink(missing_ok=True)
 
 
 CONTENDERS: dict[str, Callable[[Job], float]] = {
     "craterun": through_craterun,
+    "attach": through_attach,
+    "podman": through_podman,
     "cat": through_cat,
 }
 
@@ -124,6 +173,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if min(options.mebibytes, options.rounds) < 1:
         parser.error("sizes and rounds begin at 1")
     return options
+
+
+def absent(names: Sequence[str]) -> dict[str, str]:
+    """Give those of ``names`` that cannot take part, and why."""
+    missing = {}
+    if (why := craterun_missing()) is not None:
+        missing = {name: why for name in ("craterun", "attach") if name in names}
+    if "podman" in names:
+        with PLACES["tmpfs"]() as place:
+            make_rootfs(place.path / "rootfs")
+            if (why := podman_missing(place.path, place.path / "rootfs")) is not None:
+                missing["podman"] = why
+    return missing
 
 
 def measure(job: Job, names: Sequence[str], rounds: int) -> dict[str, list[float]]:
@@ -151,10 +213,10 @@ def main() -> int:
     if os.geteuid() != 0:
         raise SystemExit("the pump benchmark needs root")
     names = [name for name in CONTENDERS if name in options.only]
-    missing = craterun_missing() if "craterun" in names else None
-    if missing is not None:
-        print(f"!!! craterun is MISSING from this run: {missing}", file=sys.stderr, flush=True)
-        names.remove("craterun")
+    missing = absent(names)
+    for name, why in missing.items():
+        print(f"!!! {name} is MISSING from this run: {why}", file=sys.stderr, flush=True)
+    names = [name for name in names if name not in missing]
     if not names:
         raise SystemExit("nobody to measure")
 
@@ -171,10 +233,10 @@ def main() -> int:
     for name, rates in results.items():
         medians = {contender: statistics.median(values) for contender, values in rates.items()}
         cells = [f"{contender} {rate / 1e6:.0f} MB/s" for contender, rate in medians.items()]
-        if missing is not None:
-            cells.append("craterun MISSING")
-        if {"craterun", "cat"} <= medians.keys():
-            cells.append(f"craterun/cat {medians['craterun'] / medians['cat']:.3f}")
+        cells += [f"{contender} MISSING" for contender in missing]
+        for ours, theirs in itertools.product(("craterun", "attach"), ("cat", "podman")):
+            if {ours, theirs} <= medians.keys():
+                cells.append(f"{ours}/{theirs} {medians[ours] / medians[theirs]:.2f}")
         print(f"  {where[name]}: {', '.join(cells)}")
     if options.json is not None:
         report = {
@@ -183,7 +245,7 @@ def main() -> int:
             "mebibytes": options.mebibytes,
             "rounds": options.rounds,
             "places": where,
-            "missing": {} if missing is None else {"craterun": missing},
+            "missing": missing,
             "bytes_per_second": results,
         }
         options.json.write_text(json.dumps(report, indent=2) + "\n")

@@ -13,7 +13,7 @@ import trio
 
 from craterun.cli.output import complain
 from craterun.cli.signals import heeded
-from craterun.cli.streams import OutputSink, copy_output, feed_input
+from craterun.cli.streams import OutputSink, copy_log, copy_output, feed_input
 from craterun.cli.terminal import shown
 from craterun.core.errors import ContainerNotRunningError
 from craterun.core.life import ExitStatus
@@ -130,7 +130,7 @@ async def _attach(container: Container) -> None:
         sink = OutputSink(int(stream))
         reader = container.follow(stream, sink.write_now if sink.is_prompt else None)
         try:
-            await copy_output(reader.receive, sink)
+            await copy_log(reader, sink)
         except OSError as error:
             complain(f"{stream.name.lower()} of the container cannot be read: {error}")
         finally:

@@ -12,10 +12,15 @@ import os
 import socket
 import stat
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 import trio
 
 from craterun.linux.fd import Fd
+from craterun.supervisor.express import CHUNK_BYTES
+
+if TYPE_CHECKING:
+    from craterun.supervisor.pumps import LogReader
 
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.EIO, errno.ENOTCONN, errno.EBADF)
 _INLINE_BYTES = 64 * 1024
@@ -73,6 +78,15 @@ class OutputSink:
             self._note(error)
             return 0
 
+    def write_in_thread(self, data: memoryview) -> bool:
+        """Write all of ``data``, waiting in this thread; whether there is any use in more."""
+        while data and not self.gone and self.error is None:
+            try:
+                data = data[os.write(self._number, data) :]
+            except OSError as error:
+                self._note(error)
+        return not data
+
     def _note(self, error: OSError) -> None:
         if error.errno in _GONE:
             self.gone = True
@@ -122,6 +136,21 @@ async def copy_output(receive: Callable[[], Awaitable[bytes]], sink: OutputSink)
         if not data:
             return
         await sink.write(data)
+
+
+async def copy_log(reader: LogReader, sink: OutputSink) -> None:
+    """As `copy_output`, from a log. To a file, what has piled up goes in one trip to a thread."""
+    while not sink.gone and sink.error is None:
+        data = await reader.receive()
+        if not data:
+            return
+        await sink.write(data)
+        if len(data) == CHUNK_BYTES and not sink.is_prompt:
+            await trio.to_thread.run_sync(
+                reader.read_on,
+                sink.write_in_thread,
+                abandon_on_cancel=True,  # type: ignore[call-arg]  # newer than trio-typing's stubs
+            )
 
 
 async def feed_input(target: Fd) -> None:

@@ -42,8 +42,17 @@ whatever the command left running in the background.
 _BULK_ROUND_BYTES = 8 * 1024 * 1024
 _LIVE_QUEUE_BYTES = 1024 * 1024
 
-_buffer = memoryview(bytearray(CHUNK_BYTES))
-# One for all pumps: between filling and emptying it there is no await, and one thread.
+
+class _Own(threading.local):
+    """One buffer for the pumps and readers of an event loop, whose thread this is: none of them
+    awaits anything between filling and emptying it.
+    """
+
+    def __init__(self) -> None:
+        self.buffer = memoryview(bytearray(CHUNK_BYTES))
+
+
+_own = _Own()
 _bulk_threads = trio.CapacityLimiter(4)
 
 
@@ -193,6 +202,7 @@ class LogReader:
         self._secured: deque[tuple[Fd, int]] | None = None
         self._live: deque[bytes] = deque()
         self._live_bytes = 0
+        self._closed = False
 
     @property
     def is_direct(self) -> bool:
@@ -231,9 +241,9 @@ class LogReader:
         """The next bytes, at most CHUNK_BYTES; b"" at the end."""
         while True:
             if self.is_behind:
-                data = self._read()
-                if data:
-                    return data
+                size = self._read(_own.buffer)
+                if size:
+                    return bytes(_own.buffer[:size])
                 continue
             if self._live:
                 data = self._live.popleft()
@@ -249,13 +259,31 @@ class LogReader:
                 with self._passing:  # what is being passed on is not to be read as well
                     self._waits = False
 
-    def _read(self) -> bytes:
-        """The next bytes from the log; b"" if they are in another file, or nowhere any more."""
+    def read_on(self, take: Callable[[memoryview], bool]) -> None:
+        """Call ``take`` with what the log has now, chunk by chunk, until it returns False.
+
+        For a thread, while nobody awaits `receive`: whoever is far behind takes much at a time,
+        and not a trip through the event loop for each chunk.
+        """
+        buffer = memoryview(bytearray(CHUNK_BYTES))
+        taken = 0
+        while taken < _BULK_ROUND_BYTES and not self._closed and self.is_behind:
+            size = self._read(buffer)
+            taken += size
+            if size and not take(buffer[:size]):
+                return
+
+    def _read(self, buffer: memoryview) -> int:
+        """The next bytes from the log; 0 if they are in another file, or nowhere any more."""
+        with self._passing:  # `secure` and `close` come from the event loop
+            return self._read_locked(buffer)
+
+    def _read_locked(self, buffer: memoryview) -> int:
         if not self._file.closed:
-            data = os.pread(self._file.fileno(), CHUNK_BYTES, self._offset - self._base)
-            self._offset += len(data)
-            if data:
-                return data
+            size = os.preadv(self._file.fileno(), [buffer], self._offset - self._base)
+            self._offset += size
+            if size:
+                return size
         before = -1 if self._file.closed else self._base
         self._file.close()
         if self._secured is None:
@@ -268,7 +296,7 @@ class LogReader:
         elif self._file.closed or (self._secured is None and self._base == before):
             # Somebody truncated the file: what was in it cannot be had any more.
             self._skip_to(self._log.writer.sizes[self.stream])
-        return b""
+        return 0
 
     def _skip_to(self, offset: int) -> None:
         self.skipped_bytes += offset - self._offset
@@ -276,6 +304,10 @@ class LogReader:
 
     def secure(self) -> None:
         """The stream has ended. Open all that is still unread: the container may be removed."""
+        with self._passing:
+            self._secure()
+
+    def _secure(self) -> None:
         if self._secured is not None:
             return
         end = self._log.writer.sizes[self.stream]
@@ -293,11 +325,12 @@ class LogReader:
     def close(self) -> None:
         """Stop reading."""
         with self._passing:
+            self._closed = True
             self._direct = None
-        while self._secured:
-            self._secured.popleft()[0].close()
+            while self._secured:
+                self._secured.popleft()[0].close()
+            self._file.close()
         self._log.forget(self)
-        self._file.close()
 
 
 async def pump_output(pipe: int, log: OutputLog, stream: Stream) -> None:
@@ -308,6 +341,7 @@ async def pump_output(pipe: int, log: OutputLog, stream: Stream) -> None:
     """
     os.set_blocking(pipe, False)
     bulk = False
+    buffer = _own.buffer
     try:
         while True:
             if log.is_express(stream):
@@ -319,7 +353,7 @@ async def pump_output(pipe: int, log: OutputLog, stream: Stream) -> None:
             with trio.CancelScope() as log.waits[stream]:
                 await trio.lowlevel.wait_readable(pipe)
             try:
-                size = os.readv(pipe, [_buffer])
+                size = os.readv(pipe, [buffer])
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -328,7 +362,7 @@ async def pump_output(pipe: int, log: OutputLog, stream: Stream) -> None:
                 return  # what end-of-file is for a terminal
             if size == 0:
                 return
-            log.append(stream, _buffer[:size])
+            log.append(stream, buffer[:size])
             await log.wait_room(stream)
             if size >= BULK_BYTES and not log.writer.is_lossy():
                 if not bulk:
