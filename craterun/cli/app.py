@@ -59,6 +59,7 @@ _COMMANDS = {
     "unpause": ("manage:unpause", "Let paused containers go on."),
     "update": ("update:update", "Change the limits of running containers."),
     "rm": ("manage:rm", "Remove containers with their logs."),
+    "batch": ("batch:batch", "Run a container for each line of a stream, many at once."),
     "bench": ("bench:bench", "Measure this machine: starts, phases, logs, beside other runtimes."),
     "info": ("info:info", "Tell what this host can do for containers, and why not more."),
 }

@@ -166,12 +166,12 @@ async def feed_input(target: Fd) -> None:
                 return  # our stdin is closed or gone; or the container reads no more
 
 
-async def read_stdin() -> bytes:
-    """The next bytes of our stdin; b"" at its end."""
+async def read_stdin(number: int = 0) -> bytes:
+    """The next bytes of our stdin, or of another descriptor; b"" at its end."""
     try:
         # Where this works, the read that follows does not block; where the kernel says EPERM, it is
         # a regular file, which is always readable.
-        await trio.lowlevel.wait_readable(0)
+        await trio.lowlevel.wait_readable(number)
     except PermissionError:
-        return await trio.to_thread.run_sync(os.read, 0, _READ_BYTES)
-    return os.read(0, _READ_BYTES)
+        return await trio.to_thread.run_sync(os.read, number, _READ_BYTES)
+    return os.read(number, _READ_BYTES)

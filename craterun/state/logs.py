@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from craterun.core.logoptions import LogOptions
+from craterun.state.loghead import Head
 from craterun.state.logindex import (
     ENTRY,
     FILES,
@@ -53,11 +54,13 @@ class Writer(Protocol):
     :ivar sizes: bytes of each stream that can be read again
     :ivar error: the failure that ended the logging, or None
     :ivar lost_bytes: what came after that
+    :ivar head: sees all that is appended, if somebody wants that
     """
 
     sizes: dict[Stream, int]
     error: OSError | None
     lost_bytes: int
+    head: Head | None
 
     def is_lossy(self) -> bool: ...
 
@@ -84,6 +87,7 @@ class NoLog:
         self.sizes = dict.fromkeys(Stream, 0)
         self.error: OSError | None = None
         self.lost_bytes = 0
+        self.head: Head | None = None
 
     def is_lossy(self) -> bool:
         """Always: what is appended cannot be read again, so that readers have to be fed."""
@@ -92,7 +96,9 @@ class NoLog:
     def append(
         self, stream: Stream, data: memoryview, time_ns: int, then: Then | None = None
     ) -> None:
-        """Nothing."""
+        """Nothing is kept but the head, if that is wanted."""
+        if self.head is not None:
+            self.head.add(stream, data)
 
     def locate(self, stream: Stream, offset: int) -> tuple[int, int]:
         """Nowhere."""
@@ -137,6 +143,7 @@ class LogWriter:
         self.sizes = dict.fromkeys(Stream, 0)
         self.error: OSError | None = None
         self.lost_bytes = 0
+        self.head: Head | None = None
         self._inherited_failure = False
         self._index_bytes = 0
         self._serial = 1
@@ -152,6 +159,8 @@ class LogWriter:
         self, stream: Stream, data: memoryview, time_ns: int, then: Then | None = None
     ) -> None:
         """Append one chunk and its index entry; divided if it does not fit into a segment."""
+        if self.head is not None:
+            self.head.add(stream, data)
         with self._writing:
             while data:
                 if self.error is not None:

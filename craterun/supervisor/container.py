@@ -26,6 +26,7 @@ from craterun.linux import cgroup, freezer
 from craterun.linux.fd import Fd
 from craterun.linux.meter import final_figures
 from craterun.state.journal import Told
+from craterun.state.loghead import Head
 from craterun.state.logs import Stream, open_writer
 from craterun.state.records import overwrite_record, write_record
 from craterun.state.removed import note_removed
@@ -150,6 +151,29 @@ class Container:
         :param direct: see `OutputLog.follow`
         """
         return self._log.follow(stream, direct)
+
+    def keep_head(self, limit: int) -> Head:
+        """From now on, count the output, and keep the first ``limit`` bytes of each stream.
+
+        Called right after the start, before anything else is awaited, it misses nothing.
+        """
+        head = self._log.writer.head = Head(limit)
+        return head
+
+    async def remove(self) -> None:
+        """Remove the folder of a container that has ended, with its log.
+
+        :raises StateError: something in it cannot be removed
+        """
+        await self._services.clerk.do(self._remove)
+
+    def _remove(self) -> None:
+        """By the clerk: in the order of `_write_end`."""
+        assert self.status is not None
+        with suppress(OSError):
+            note_removed(self._store.root, self.id, self.status)
+        self._store.remove(self.record)
+        self._chronicle.removed(self.record)
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the container's first process (pidfd_send_signal(2)).

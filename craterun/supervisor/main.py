@@ -128,13 +128,16 @@ class Supervisor:
 
     # --- run --------------------------------------------------------------------------------------
 
-    async def start(self, spec: Spec, *, at_end: AtEnd | None = None) -> Container:
+    async def start(
+        self, spec: Spec, *, at_end: AtEnd | None = None, container_id: str | None = None
+    ) -> Container:
         """Start a container; returns when its command was executed.
 
         Starting is not cancelled half-way: it takes milliseconds, and ends with either a running
         container or nothing.
 
         :param at_end: called with the final record, which it may change before it is written
+        :param container_id: an id that no other container has; default: a random one
         :raises NeedsRootError: this process is not root
         :raises UsageError: the spec makes no sense, or names a user or directory that is not there
         :raises RootfsError: the rootfs is not fit
@@ -152,7 +155,9 @@ class Supervisor:
         services, tasks = self._running()
         with trio.CancelScope(shield=True):
             root, identity = await self._examine(spec)
-            prepared = await services.clerk.do(self._prepare, spec, root, identity)
+            prepared = await services.clerk.do(
+                self._prepare, spec, root, identity, container_id or new_id()
+            )
             sent = time.monotonic_ns()
             try:
                 launched = await self._launch(services, prepared)
@@ -188,10 +193,11 @@ class Supervisor:
         await look_after(container)
         self._containers.discard(container)
 
-    def _prepare(self, spec: Spec, root: RootDirectory | None, identity: Identity) -> _Prepared:
+    def _prepare(
+        self, spec: Spec, root: RootDirectory | None, identity: Identity, container_id: str
+    ) -> _Prepared:
         """By the clerk: everything that makes files, before anything is started."""
         begun = time.monotonic_ns()
-        container_id = new_id()
         hostname = spec.hostname or container_id[:12]
         cgroups = cgroup.plan_for(spec, container_id, self.facts)
         plan = plan_run(

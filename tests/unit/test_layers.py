@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "supervisor": {"core", "linux", "state", "keeper", "supervisor"},
     "client": {"core", "linux", "state", "keeper", "supervisor", "client"},
     "bench": {"core", "linux", "state", "keeper", "supervisor", "client", "bench"},
-    "cli": {"core", "linux", "state", "keeper", "supervisor", "client", "bench", "cli"},
+    "batch": {"core", "linux", "state", "keeper", "supervisor", "client", "batch"},
+    "cli": {"core", "linux", "state", "keeper", "supervisor", "client", "bench", "batch", "cli"},
 }
 HEAVY_FOR_A_KEEPER = {
     "msgspec", "enum", "re", "typing_extensions", "trio", "anyio", "asyncio", "logging",

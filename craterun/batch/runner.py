@@ -1,0 +1,433 @@
+"""A batch: workers that take lines, run a container for each and emit what became of it.
+
+There is no queue. A worker that is free reads the next line; so the input is read no further than
+there is somebody to run it, a slow reader of the results slows the batch down, and what is in
+memory is what is being worked on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+import trio
+
+from craterun.batch import earlier
+from craterun.batch.job import Job, feed, key_of, open_input, parse_job, with_env_files
+from craterun.batch.ledger import Known, Ledger
+from craterun.batch.lines import Line, LineReader
+from craterun.batch.results import (
+    RETRIED,
+    Attempt,
+    Failure,
+    Outcome,
+    encode_result,
+    judge,
+    judge_error,
+    make_result,
+)
+from craterun.batch.running import Earlier, Own, Running
+from craterun.core.errors import CraterunError, KeeperDiedError, UsageError, printable
+from craterun.core.restart import pause_before
+from craterun.core.spec import Spec
+from craterun.linux.fd import Fd
+from craterun.supervisor.main import Supervisor
+
+logger = logging.getLogger("craterun")
+
+HOST_RETRIES = 2
+"""How often, at least, what the host has failed at is tried again: that says nothing of the job."""
+
+
+class Keep(StrEnum):
+    """Which containers stay, with their logs."""
+
+    ALL = "all"
+    FAILED = "failed"
+    NONE = "none"
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How a batch is run.
+
+    :ivar jobs: containers at once
+    :ivar defaults: what holds for lines that say nothing else
+    :ivar retries: further attempts for a job that has failed in one of the ways of ``retry_on``
+    :ivar fail_fast: at the first failure, read no further and end what runs
+    :ivar drain: with ``fail_fast``, let what runs go on to its end
+    :ivar capture: bytes of each output stream that belong to the result; None: none do
+    :ivar keep: which containers are not removed
+    """
+
+    jobs: int
+    defaults: Job = Job()
+    retries: int = 0
+    retry_on: frozenset[Failure] = RETRIED
+    fail_fast: bool = False
+    drain: bool = False
+    capture: int | None = None
+    keep: Keep = Keep.ALL
+
+    @property
+    def attempts(self) -> int:
+        """How many containers a job can get."""
+        return 1 + self.retries + max(self.retries, HOST_RETRIES)
+
+
+class Counts(msgspec.Struct):
+    """How far a batch is.
+
+    :ivar skipped: done by an earlier batch that this one goes on with, those that failed included
+    :ivar failures: of this batch, by kind, without those of `Failure.CANCELLED`
+    :ivar retried: attempts that another one followed
+    """
+
+    running: int = 0
+    succeeded: int = 0
+    cancelled: int = 0
+    skipped: int = 0
+    skipped_failed: int = 0
+    retried: int = 0
+    failures: dict[str, int] = {}
+
+    @property
+    def failed(self) -> int:
+        """Of this batch."""
+        return sum(self.failures.values())
+
+    @property
+    def done(self) -> int:
+        """Jobs with a result of this batch."""
+        return self.succeeded + self.failed + self.cancelled
+
+
+class Batch:
+    """One batch. `run` it once, within the supervisor's context.
+
+    :ivar counts: how far it is
+    :ivar lines: the input
+    """
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        options: Options,
+        receive: Callable[[], Awaitable[bytes]],
+        emit: Callable[[bytes], Awaitable[None]],
+        *,
+        ledger: Ledger | None = None,
+        changed: Callable[[], object] = lambda: None,
+        complain: Callable[[str], object] = logger.warning,
+    ) -> None:
+        """:param receive: returns the next bytes of the input, b"" at its end
+        :param emit: takes a result, a line of JSON, in the order in which jobs end
+        :param ledger: gets the results as well, before ``emit``, and knows what is done already
+        :param changed: called when ``counts`` have changed
+        :param complain: called with what went wrong besides the jobs
+        """
+        self.counts = Counts()
+        self.lines = LineReader(receive)
+        self._supervisor = supervisor
+        self._options = options
+        self._emit = emit
+        self._ledger = ledger
+        self._changed = changed
+        self._complain = complain
+        self._turn = trio.Lock()
+        self._reading = trio.CancelScope()
+        self._halted = False
+        self._ending = trio.Event()
+        self._killing = False
+        self._running: set[Running] = set()
+        self._tasks: trio.Nursery | None = None
+        self._broken: Exception | None = None
+
+    async def run(self) -> None:
+        """Until all jobs of the input are done, or those that were begun when it was ended.
+
+        :raises OSError: a result could not be written
+        :raises KeeperDiedError: the keeper is gone
+        """
+        if self._ledger is not None:
+            for container_id in self._ledger.take_removed():
+                await self._remove_earlier(container_id)
+        async with trio.open_nursery() as self._tasks, trio.open_nursery() as workers:
+            for _ in range(self._options.jobs):
+                workers.start_soon(self._work)
+        if self._broken is not None:
+            raise self._broken
+
+    # --- ending it early --------------------------------------------------------------------------
+
+    def halt(self) -> None:
+        """Read no further."""
+        self._halted = True
+        self._reading.cancel()
+
+    def stop(self) -> None:
+        """Read no further, and ask what runs to end; what does not, in its own time, is killed."""
+        self.halt()
+        if not self._ending.is_set():
+            self._ending.set()
+            for running in self._running:
+                self._soon(running.stop)
+
+    def kill(self) -> None:
+        """Read no further, and kill what runs."""
+        self.halt()
+        self._ending.set()
+        self._killing = True
+        for running in self._running:
+            self._soon(running.kill)
+
+    def _soon(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        assert self._tasks is not None
+        self._tasks.start_soon(function)
+
+    def _break(self, error: Exception) -> None:
+        """Going on makes no sense."""
+        if self._broken is None:
+            self._broken = error
+        self.kill()
+
+    # --- workers ----------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        while (line := await self._next()) is not None:
+            await self._do(line)
+
+    async def _next(self) -> Line | None:
+        async with self._turn:
+            if self._halted:
+                return None
+            line = None
+            with trio.CancelScope() as self._reading:
+                line = await self.lines.next()
+            return line  # noqa: RET504 (the scope may have ended without it)
+
+    async def _do(self, line: Line) -> None:
+        job: Job | None = None
+        try:
+            job = parse_job(line.text(), self._options.defaults)
+            known = self._look_up(job, line)
+            if known in (Known.SUCCEEDED, Known.FAILED):
+                self._skip(failed=known is Known.FAILED)
+                return
+            if known is Known.TAKEN:
+                raise UsageError(f"the key {printable(str(job.key))!r} is that of an earlier line")
+            job = await with_env_files(job)
+            spec = job.to_spec()
+        except UsageError as error:
+            if self._ledger is not None and self._ledger.is_known_as_invalid(line.number):
+                self._skip(failed=True)
+                return
+            key = job.key or None if job is not None else key_of(line.content or b"")
+            text = f"line {line.number}: {error}"
+            await self._conclude(line, key, Outcome(failure=Failure.INVALID, error=text), 0, [])
+            return
+        if self._ending.is_set():
+            return  # read in the very moment in which it was ended: not begun
+        self.counts.running += 1
+        self._changed()
+        outcome, number, others = await self._attempts(line, job, spec)
+        self.counts.running -= 1
+        await self._conclude(line, job.key or None, outcome, number, others)
+
+    def _look_up(self, job: Job, line: Line) -> Known:
+        if self._ledger is None:
+            return Known.NEW
+        return self._ledger.look_up(job.key or None, line.number)
+
+    def _skip(self, *, failed: bool) -> None:
+        self.counts.skipped += 1
+        self.counts.skipped_failed += failed
+        self._changed()
+
+    async def _attempts(
+        self, line: Line, job: Job, spec: Spec
+    ) -> tuple[Outcome, int, list[Attempt]]:
+        """Try until there is a success, or nothing to be tried again for.
+
+        Returns how the last attempt went, its number, and those before it.
+        """
+        others: list[Attempt] = []
+        number = await self._last_begun(line, job)
+        host_failures, failures = 0, number - 1
+        while True:
+            outcome = await self._attempt(self._id(line, job, number), job, spec)
+            if outcome.failure is Failure.ERROR:
+                host_failures += 1
+                again = host_failures <= max(self._options.retries, HOST_RETRIES)
+            else:
+                failures += 1
+                again = failures <= self._options.retries
+                again = again and outcome.failure in self._options.retry_on
+            if not again or self._ending.is_set():
+                return outcome, number, others
+            others.append(outcome.as_attempt())
+            self.counts.retried += 1
+            if not self._is_kept(outcome.failure) or spec.name is not None:
+                await self._remove(outcome)
+            if outcome.failure is Failure.ERROR:
+                with trio.move_on_after(pause_before(host_failures)):
+                    await self._ending.wait()
+            number += 1
+
+    def _id(self, line: Line, job: Job, number: int) -> str | None:
+        if self._ledger is None:
+            return None
+        return self._ledger.container_id(job.key or None, line.number, number)
+
+    async def _last_begun(self, line: Line, job: Job) -> int:
+        """The attempt to go on with: the last one that a batch that was killed has begun, or 1."""
+        if self._ledger is not None and self._ledger.crashed:
+            for number in range(self._ledger.attempts, 1, -1):
+                container_id = self._id(line, job, number)
+                if container_id and earlier.exists(self._supervisor.store, container_id):
+                    return number
+        return 1
+
+    # --- one attempt ------------------------------------------------------------------------------
+
+    async def _attempt(self, container_id: str | None, job: Job, spec: Spec) -> Outcome:
+        store = self._supervisor.store
+        file: Fd | None = None
+        try:
+            if self._ledger is not None and self._ledger.crashed:
+                assert container_id is not None
+                if earlier.exists(store, container_id):
+                    outcome = await self._see_through(container_id, job)
+                    if outcome is not None:
+                        return outcome
+            file = open_input(job)
+            return await self._run(container_id, job, spec, file)
+        except KeeperDiedError as error:
+            self._break(error)
+            return Outcome(failure=Failure.CANCELLED, error=str(error))
+        except (CraterunError, OSError) as error:
+            return judge_error(error)
+        finally:
+            if file is not None:
+                file.close()
+
+    async def _run(
+        self, container_id: str | None, job: Job, spec: Spec, file: Fd | None
+    ) -> Outcome:
+        container = await self._supervisor.start(spec, container_id=container_id)
+        head = container.keep_head(self._options.capture or 0)
+        own = Own(container)
+        self._running.add(own)
+        try:
+            if self._ending.is_set():
+                self._soon(own.kill if self._killing else own.stop)
+            if job.has_input and not container.stdin.closed:
+                async with trio.open_nursery() as feeding:
+                    feeding.start_soon(feed, container.stdin, str(job.stdin or ""), file)
+                    await container.wait()
+                    feeding.cancel_scope.cancel()
+            else:
+                await container.wait()
+        finally:
+            self._running.discard(own)
+        record = container.record
+        failure = judge(record)
+        if own.was_ended(record):
+            failure = Failure.CANCELLED
+        elif record.exit_code is None:  # the keeper has died
+            failure = Failure.CANCELLED
+            self._break(KeeperDiedError(record.error or "the keeper process has died"))
+        return Outcome(
+            failure=failure,
+            error=printable(record.error) if record.error else None,
+            container=container.id,
+            record=record,
+            head=head,
+            own=container,
+        )
+
+    async def _see_through(self, container_id: str, job: Job) -> Outcome | None:
+        """The end of a container that a batch that was killed has begun; None: run it again."""
+        store = self._supervisor.store
+        before = Earlier(store, container_id)
+        self._running.add(before)
+        try:
+            if self._ending.is_set():
+                self._soon(before.kill if self._killing else before.stop)
+            record = await before.outcome(as_it_was=not job.has_input)
+        finally:
+            self._running.discard(before)
+        if record is None:
+            return None
+        limit = self._options.capture or 0
+        return Outcome(
+            failure=Failure.CANCELLED if before.was_ended(record) else judge(record),
+            error=printable(record.error) if record.error else None,
+            container=container_id,
+            record=record,
+            head=await trio.to_thread.run_sync(earlier.read_head, store, record, limit),
+            adopted=True,
+        )
+
+    # --- afterwards -------------------------------------------------------------------------------
+
+    def _is_kept(self, failure: Failure | None) -> bool:
+        keep = self._options.keep
+        return keep is Keep.ALL or (keep is Keep.FAILED and failure is not None)
+
+    async def _conclude(
+        self, line: Line, key: str | None, outcome: Outcome, number: int, others: list[Attempt]
+    ) -> None:
+        """Emit the result, then remove the container: in this order nothing is lost."""
+        counts, failure = self.counts, outcome.failure
+        kept = self._is_kept(failure) and outcome.container is not None
+        result = make_result(
+            line.number,
+            key,
+            outcome,
+            number,
+            tuple(others),
+            folder=self._supervisor.store.path(outcome.container or "") if kept else None,
+            capture=self._options.capture is not None,
+        )
+        if failure is None:
+            counts.succeeded += 1
+        elif failure is Failure.CANCELLED:
+            counts.cancelled += 1
+        else:
+            counts.failures[failure] = counts.failures.get(failure, 0) + 1
+        self._changed()
+        encoded = encode_result(result)
+        try:
+            if self._ledger is not None:
+                self._ledger.append(encoded)
+            await self._emit(encoded)
+        except OSError as error:
+            self._break(error)
+            return
+        if not kept:
+            await self._remove(outcome)
+        if failure is not None and self._options.fail_fast and not self._halted:
+            if self._options.drain:
+                self.halt()
+            else:
+                self.kill()
+
+    async def _remove(self, outcome: Outcome) -> None:
+        if outcome.own is not None:
+            try:
+                await outcome.own.remove()
+            except CraterunError as error:
+                self._complain(str(error))
+        elif outcome.container is not None:
+            await self._remove_earlier(outcome.container)
+
+    async def _remove_earlier(self, container_id: str) -> None:
+        store = self._supervisor.store
+        if earlier.exists(store, container_id):
+            try:
+                await trio.to_thread.run_sync(earlier.remove, store, container_id)
+            except CraterunError as error:
+                self._complain(str(error))

@@ -1,0 +1,99 @@
+"""What runs in a batch, as something that can be ended early."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+from craterun.batch import earlier
+from craterun.core.errors import ContainerNotRunningError, CraterunError
+from craterun.core.life import Record
+from craterun.state.store import Store
+from craterun.supervisor.container import Container
+
+
+class Running(Protocol):
+    """A container that a job is waiting for."""
+
+    async def stop(self) -> None: ...
+
+    async def kill(self) -> None: ...
+
+
+class Own:
+    """One that this batch has started."""
+
+    def __init__(self, container: Container) -> None:
+        self._container = container
+        self._asked = False
+        self._killed = False
+
+    async def stop(self) -> None:
+        """Ask it to end, as its spec says; kill it if it does not."""
+        record = self._container.record
+        try:
+            self._container.send_signal(record.stop_signal)
+        except ContainerNotRunningError:
+            return
+        self._asked = True
+        with trio.move_on_after(record.stop_seconds) as patience:
+            await self._container.wait()
+        if patience.cancelled_caught:
+            await self.kill()
+
+    async def kill(self) -> None:
+        """SIGKILL it."""
+        try:
+            self._container.send_signal(signal.SIGKILL)
+        except ContainerNotRunningError:
+            return
+        self._killed = True
+        self._container.kill()  # which lets go of a paused one, too
+
+    def was_ended(self, record: Record) -> bool:
+        """Whether it would have gone on: it had heard of its end, or has died by our SIGKILL."""
+        return self._asked or (self._killed and record.signal == signal.SIGKILL)
+
+
+class Earlier:
+    """One that an earlier batch has started, which was killed."""
+
+    def __init__(self, store: Store, container_id: str) -> None:
+        self._store = store
+        self._id = container_id
+        self._ended = False
+
+    async def outcome(self, *, as_it_was: bool) -> Record | None:
+        """See `earlier.outcome_of`.
+
+        :raises CraterunError: it does not go away
+        """
+        # A limiter of its own: a thread for each waits as long as the container runs.
+        return await trio.to_thread.run_sync(
+            lambda: earlier.outcome_of(self._store, self._id, as_it_was=as_it_was),
+            limiter=trio.CapacityLimiter(1),
+        )
+
+    async def stop(self) -> None:
+        """Ask it to end; kill it if it does not."""
+        await self._end(earlier.ask_to_end)
+
+    async def kill(self) -> None:
+        """SIGKILL it."""
+        await self._end(earlier.kill)
+
+    async def _end(self, function: Callable[[Store, str], None]) -> None:
+        self._ended = True
+        try:
+            await trio.to_thread.run_sync(
+                function, self._store, self._id, limiter=trio.CapacityLimiter(1)
+            )
+        except CraterunError:
+            return  # it has ended, which whoever waits for it learns
+
+    def was_ended(self, record: Record) -> bool:
+        """Whether it was asked to end. It may have done so by itself in the same moment."""
+        return self._ended and record.exit_code != 0

@@ -1,0 +1,173 @@
+"""A batch on the command line: its input, its output, its signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import trio
+
+from craterun.batch.ledger import Ledger
+from craterun.batch.runner import Batch, Options
+from craterun.cli.batchview import BatchView, summary
+from craterun.cli.output import complain
+from craterun.cli.signals import heeded
+from craterun.cli.streams import OutputSink, read_stdin
+from craterun.core.errors import CraterunError, printable
+from craterun.keeper.spawn import SpawnedKeeper
+from craterun.supervisor.link import KeeperLink
+from craterun.supervisor.main import Supervisor
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ends:
+    """Where a batch's lines come from, and where its results go.
+
+    :ivar root: the state directory
+    :ivar source: descriptor of the input
+    :ivar output: the file of results; None: stdout
+    """
+
+    root: str
+    source: int
+    output: str | None
+    resume: bool
+    rerun_failed: bool
+    quiet: bool
+
+
+async def conduct(options: Options, ends: Ends, keeper: SpawnedKeeper) -> int:
+    """Run the batch. Returns the exit code."""
+    ledger = None
+    try:
+        if ends.output is not None:
+            ledger = Ledger(
+                ends.output,
+                ends.root,
+                resume=ends.resume,
+                rerun_failed=ends.rerun_failed,
+                attempts=options.attempts,
+            )
+    except BaseException:
+        keeper.close()
+        raise
+    sink = OutputSink(1)
+    try:
+        with trio.open_signal_receiver(*(n for n in heeded() if n in _ENDING)) as signals:
+            async with Supervisor(ends.root, link=KeeperLink(*keeper)) as supervisor:
+                return await _Conductor(options, ends, ledger, supervisor, sink).run(signals)
+    finally:
+        sink.close()
+        if ledger is not None:
+            ledger.close()
+
+
+class _Conductor:
+    def __init__(
+        self,
+        options: Options,
+        ends: Ends,
+        ledger: Ledger | None,
+        supervisor: Supervisor,
+        sink: OutputSink,
+    ) -> None:
+        self._ends = ends
+        self._sink = sink
+        self._writing = trio.Lock()
+        self._signal: int | None = None
+        self._batch = Batch(
+            supervisor,
+            options,
+            lambda: read_stdin(ends.source),
+            self._print if ledger is None else _nowhere,
+            ledger=ledger,
+            changed=self._changed,
+            complain=self._complain,
+        )
+        self._view: BatchView | None = None
+        if not ends.quiet and BatchView.is_wanted():
+            lines, size = self._batch.lines, _size(ends.source)
+            self._view = BatchView(self._batch.counts, lambda: lines.consumed, size)
+
+    async def run(self, signals: AsyncIterator[int]) -> int:
+        """To the end. Returns the exit code."""
+        begun = trio.current_time()
+        broken: OSError | None = None
+        async with trio.open_nursery() as around:
+            around.start_soon(self._heed, signals, around.cancel_scope)
+            if self._view is not None:
+                around.start_soon(self._view.show)
+            try:
+                await self._batch.run()
+            except OSError as error:
+                broken = error
+            finally:
+                if self._view is not None:
+                    self._view.close()
+                    self._view = None
+            around.cancel_scope.cancel()
+        if isinstance(broken, BrokenPipeError):
+            raise broken
+        if broken is not None:
+            where = "stdout" if self._ends.output is None else printable(self._ends.output)
+            raise CraterunError(
+                f"results cannot be written to {where}: {os.strerror(broken.errno or 0)}"
+            )
+        counts = self._batch.counts
+        if not self._ends.quiet:
+            complain(summary(counts, trio.current_time() - begun))
+        if self._signal is not None:
+            return 128 + self._signal
+        return 1 if counts.failed or counts.cancelled or counts.skipped_failed else 0
+
+    async def _heed(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
+        """The first one asks what runs to end, the second kills it, the third waits for nobody."""
+        count = 0
+        async for number in signals:
+            count += 1
+            if count == 1:
+                self._signal = number
+                self._batch.stop()
+                if sys.stderr.isatty() and not self._ends.quiet:
+                    self._complain("ending what runs; press Ctrl-C once more to kill it")
+            elif count == 2:
+                self._batch.kill()
+            else:
+                everything.cancel()
+
+    async def _print(self, result: bytes) -> None:
+        async with self._writing:
+            if self._view is not None:
+                self._view.erase()
+            await self._sink.write(result)
+        if self._sink.error is not None:
+            raise self._sink.error
+        if self._sink.gone:
+            raise BrokenPipeError
+
+    def _changed(self) -> None:
+        if self._view is not None:
+            self._view.changed()
+
+    def _complain(self, message: str) -> None:
+        if self._view is not None:
+            self._view.erase()
+        complain(message)
+
+
+async def _nowhere(_: bytes) -> None:
+    """The ledger has it."""
+
+
+def _size(source: int) -> int | None:
+    """Of a regular file, what is left to be read of it."""
+    status = os.fstat(source)
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return status.st_size - os.lseek(source, 0, os.SEEK_CUR)
