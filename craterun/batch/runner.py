@@ -399,6 +399,12 @@ class Batch:
         else:
             counts.failures[failure] = counts.failures.get(failure, 0) + 1
         self._changed()
+        if failure is not None and self._options.fail_fast and not self._halted:
+            # Before the result is written: whoever reads it may take its time.
+            if self._options.drain:
+                self.halt()
+            else:
+                self.kill()
         encoded = encode_result(result)
         try:
             if self._ledger is not None:
@@ -409,11 +415,6 @@ class Batch:
             return
         if not kept:
             await self._remove(outcome)
-        if failure is not None and self._options.fail_fast and not self._halted:
-            if self._options.drain:
-                self.halt()
-            else:
-                self.kill()
 
     async def _remove(self, outcome: Outcome) -> None:
         if outcome.own is not None:

@@ -28,7 +28,7 @@ _MAX_CAPTURE_BYTES = 64 * 1024 * 1024
 
 
 def batch(
-    file: str,
+    file: Annotated[str, Parameter(allow_leading_hyphen=True)],  # it may be "-"
     *command: str,
     jobs: Annotated[int | None, Parameter(name=["--jobs", "-j"])] = None,
     output: Annotated[str | None, Parameter(name=["--output", "-o"])] = None,
@@ -141,6 +141,8 @@ def batch(
     from craterun.batch.runner import Keep, Options
     from craterun.cli.batchrun import Ends
 
+    if file.startswith("-") and file != "-":
+        raise UsageError(f"unknown option {printable(file)!r}; see: craterun batch --help")
     if resume and output is None:
         raise UsageError("--resume needs --output: it goes on with the results in that file")
     if rerun_failed and not resume:

@@ -1,0 +1,184 @@
+"""The memory of a batch: what is done stays done, whatever was killed while it was written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from craterun.batch.ledger import Known, Ledger
+from craterun.batch.results import Failure, Outcome, encode_result, make_result
+from craterun.core.errors import StateError, UsageError
+from craterun.core.units import is_id
+
+ROOT = "/state"
+
+
+@contextmanager
+def ledger(
+    path: Path, *, resume: bool = False, rerun_failed: bool = False, root: str = ROOT
+) -> Iterator[Ledger]:
+    opened = Ledger(str(path), root, resume=resume, rerun_failed=rerun_failed, attempts=3)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+@contextmanager
+def killed(path: Path, *, resume: bool = False) -> Iterator[Ledger]:
+    """A ledger whose process is killed at the end of the block."""
+    opened = Ledger(str(path), ROOT, resume=resume, rerun_failed=False, attempts=3)
+    yield opened
+    opened._file.close()
+
+
+def line(number: int, key: str | None, failure: Failure | None = None) -> bytes:
+    outcome = Outcome(failure=failure, container=f"{number:016x}")
+    return encode_result(make_result(number, key, outcome, 1))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "results"
+
+
+def test_what_has_a_result_is_done_by_key_or_by_line(path: Path) -> None:
+    with ledger(path) as first:
+        assert first.look_up("a", 1) is Known.NEW
+        first.append(line(1, "a"))
+        first.append(line(2, "b", Failure.EXIT))
+        first.append(line(7, None))
+        first.append(line(8, None, Failure.TIMEOUT))
+        first.append(line(9, "c", Failure.CANCELLED))
+        first.append(line(10, "d", Failure.INVALID))
+    with ledger(path, resume=True) as second:
+        assert second.look_up("a", 100) is Known.SUCCEEDED
+        assert second.look_up("b", 101) is Known.FAILED
+        assert [second.look_up(None, n) for n in (1, 7, 8, 9)] == [
+            Known.NEW, Known.SUCCEEDED, Known.FAILED, Known.NEW,
+        ]  # fmt: skip
+        assert second.look_up("c", 9) is Known.NEW  # cancelled is not done
+        assert second.look_up("d", 10) is Known.NEW  # its line may have been mended
+        assert [second.is_known_as_invalid(n) for n in (9, 10)] == [False, True]
+    with ledger(path, resume=True, rerun_failed=True) as third:
+        assert third.look_up("a", 1) is Known.SUCCEEDED
+        assert third.look_up("b", 2) is Known.NEW
+        assert third.look_up(None, 8) is Known.NEW
+
+
+def test_a_key_is_taken_once(path: Path) -> None:
+    with ledger(path) as first:
+        assert [first.look_up("a", n) for n in (1, 2)] == [Known.NEW, Known.TAKEN]
+        first.append(line(1, "a"))
+    with ledger(path, resume=True) as second:
+        assert [second.look_up("a", n) for n in (1, 2)] == [Known.SUCCEEDED, Known.TAKEN]
+
+
+def test_a_key_that_looks_like_a_line_is_none(path: Path) -> None:
+    with ledger(path) as first:
+        first.append(line(1, "line 2"))
+        assert first.container_id("line 2", 1, 1) != first.container_id(None, 2, 1)
+    with ledger(path, resume=True) as second:
+        assert second.look_up(None, 2) is Known.NEW
+        assert second.look_up("2", 2) is Known.NEW
+
+
+def test_results_are_never_overwritten_or_mixed(path: Path) -> None:
+    with ledger(path) as first:
+        first.append(line(1, "a"))
+        with pytest.raises(UsageError, match="another batch is writing"), ledger(path, resume=True):
+            pass
+    content = path.read_bytes()
+    with (
+        pytest.raises(UsageError, match="not empty; go on where it ends by --resume"),
+        ledger(path),
+    ):
+        pass
+    with pytest.raises(UsageError, match="not a regular file"), ledger(Path(os.devnull)):
+        pass
+    assert path.read_bytes() == content
+    assert list(path.parent.iterdir()) == [path]
+
+
+@given(st.data())
+def test_a_result_that_was_cut_short_is_cut_off(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("ledger") / "results"
+    lines = [line(n, f"key {n}") for n in range(1, 4)]
+    content = b"".join(lines)
+    cut = data.draw(st.integers(0, len(content)))
+    path.write_bytes(content[:cut])
+    whole = content[:cut].count(b"\n")
+    with ledger(path, resume=True) as second:
+        assert path.read_bytes() == b"".join(lines[:whole])
+        known = [second.look_up(f"key {n}", n) for n in range(1, 4)]
+        assert known == [Known.SUCCEEDED] * whole + [Known.NEW] * (3 - whole)
+        second.append(lines[0])
+        assert path.read_bytes() == b"".join(lines[:whole]) + lines[0]
+
+
+@pytest.mark.parametrize("content", [b"hello\n", b"{}\n", b"\n", b'{"line": 0}\n'])
+def test_a_file_of_something_else_is_refused_and_left_as_it_is(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(StateError, match=r"line 1"), ledger(path, resume=True):
+        pass
+    assert path.read_bytes() == content
+
+
+def test_only_the_batch_that_goes_on_for_one_that_was_killed_knows_its_containers(
+    path: Path,
+) -> None:
+    with killed(path) as first:
+        ids = {first.container_id(k, n, a) for k in ("a", None) for n in (1, 2) for a in (1, 2)}
+        assert all(map(is_id, ids))
+        assert len(ids) == 6  # with a key, the line is of no importance
+        first.append(line(1, "a", Failure.CANCELLED))
+        assert not first.crashed
+        known = first.container_id("b", 1, 2)
+    with pytest.raises(UsageError, match="--root /state"), ledger(path, resume=True, root="/other"):
+        pass
+    with ledger(path, resume=True) as second:
+        assert second.crashed
+        assert second.container_id("b", 5, 2) == known
+        assert second.container_id("a", 1, 1) not in ids  # it is another try of the same job
+        assert second.take_removed() == [f"{1:016x}"]
+    with ledger(path, resume=True) as third:
+        assert not third.crashed
+        assert third.container_id("b", 5, 2) != known
+        assert third.take_removed() == []
+
+
+def test_a_batch_that_was_killed_before_its_first_result_is_not_forgotten(path: Path) -> None:
+    with killed(path):
+        pass
+    with pytest.raises(UsageError, match="was killed; go on with it by --resume"), ledger(path):
+        pass
+    with ledger(path, resume=True) as second:
+        assert second.crashed
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_does_not_fit_on_the_disk_is_taken_back(path: Path) -> None:
+    limit = 100
+    with ledger(path) as first:
+        first.append(b"x" * 60 + b"\n")
+        pid = os.fork()
+        if pid == 0:
+            import resource
+            import signal
+
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            try:
+                first.append(b"y" * 60 + b"\n")
+            except OSError:
+                os._exit(path.stat().st_size)
+            os._exit(255)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 61
