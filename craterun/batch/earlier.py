@@ -20,15 +20,14 @@ def exists(store: Store, container_id: str) -> bool:
     return os.path.lexists(store.path(container_id))
 
 
-def outcome_of(store: Store, container_id: str, *, as_it_was: bool) -> Record | None:
-    """Until an earlier container has ended; its final record, or None if the job has to be run
-    again. Then nothing of that container is left. Blocks; call it in a thread.
+def outcome_of(store: Store, container_id: str, *, wait: bool) -> Record | None:
+    """The final record of an earlier container, or None if the job has to be run again. Then
+    nothing of that container is left. Blocks; call it in a thread.
 
-    :param as_it_was: whether its end counts. Not if it was given input: nobody knows whether all of
-        it, since the batch that wrote it was killed. It is killed then, too
+    :param wait: whether its end counts. Otherwise it is killed, if it still runs
     :raises CraterunError: it does not go away
     """
-    if as_it_was:
+    if wait:
         store.wait_unsupervised(container_id)
         with suppress(StateError, NoSuchContainerError):
             record = store.load(container_id)

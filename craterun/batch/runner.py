@@ -50,6 +50,18 @@ class Keep(StrEnum):
     NONE = "none"
 
 
+class Orphans(StrEnum):
+    """What to do with containers that outlived the batch that had started them.
+
+    WAIT: their end counts, and nothing is run twice. Of what they wrote in the very moment in which
+    their batch was killed, a piece may be missing. RERUN: they are killed, and their jobs are run
+    again.
+    """
+
+    WAIT = "wait"
+    RERUN = "rerun"
+
+
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How a batch is run.
 
@@ -60,6 +72,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     :ivar drain: with ``fail_fast``, let what runs go on to its end
     :ivar capture: bytes of each output stream that belong to the result; None: none do
     :ivar keep: which containers are not removed
+    :ivar orphans: with a ledger of a batch that was killed, what to do with its containers
     """
 
     jobs: int
@@ -70,6 +83,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     drain: bool = False
     capture: int | None = None
     keep: Keep = Keep.ALL
+    orphans: Orphans = Orphans.WAIT
 
     @property
     def attempts(self) -> int:
@@ -356,7 +370,9 @@ class Batch:
         try:
             if self._ending.is_set():
                 self._soon(before.kill if self._killing else before.stop)
-            record = await before.outcome(as_it_was=not job.has_input)
+            # Nobody knows whether it was given all of its input: who wrote that was killed.
+            wait = self._options.orphans is Orphans.WAIT and not job.has_input
+            record = await before.outcome(wait=wait)
         finally:
             self._running.discard(before)
         if record is None:

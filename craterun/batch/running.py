@@ -66,14 +66,14 @@ class Earlier:
         self._id = container_id
         self._ended = False
 
-    async def outcome(self, *, as_it_was: bool) -> Record | None:
+    async def outcome(self, *, wait: bool) -> Record | None:
         """See `earlier.outcome_of`.
 
         :raises CraterunError: it does not go away
         """
         # A limiter of its own: a thread for each waits as long as the container runs.
         return await trio.to_thread.run_sync(
-            lambda: earlier.outcome_of(self._store, self._id, as_it_was=as_it_was),
+            lambda: earlier.outcome_of(self._store, self._id, wait=wait),
             limiter=trio.CapacityLimiter(1),
         )
 

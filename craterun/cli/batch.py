@@ -34,6 +34,7 @@ def batch(
     output: Annotated[str | None, Parameter(name=["--output", "-o"])] = None,
     resume: bool = False,
     rerun_failed: bool = False,
+    orphans: Literal["wait", "rerun"] = "wait",
     retries: int = 0,
     retry_on: str = "exit,timeout,oom",
     fail_fast: bool = False,
@@ -88,6 +89,10 @@ def batch(
         there. Jobs are known by their key, or else by the number of their line.
     rerun_failed
         With --resume: run those that have failed as well.
+    orphans
+        With --resume, after the batch was killed: what to do with containers that outlived it.
+        "wait": their end counts, and nothing is run twice, but a piece of what they wrote in that
+        very moment may be missing. "rerun": kill them, and run their jobs again.
     retries
         Further attempts for a job that has failed. What the host has failed at is tried again in
         any case, twice.
@@ -138,7 +143,7 @@ def batch(
     """
     from craterun.batch.job import Job
     from craterun.batch.results import RETRIED, Failure
-    from craterun.batch.runner import Keep, Options
+    from craterun.batch.runner import Keep, Options, Orphans
     from craterun.cli.batchrun import Ends
 
     if file.startswith("-") and file != "-":
@@ -192,6 +197,7 @@ def batch(
         drain=drain,
         capture=None if capture is None else _capture(capture),
         keep=Keep.NONE if rm else Keep(keep or "all"),
+        orphans=Orphans(orphans),
     )
     from craterun.linux.userns import become_root
 

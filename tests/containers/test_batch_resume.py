@@ -202,6 +202,21 @@ def test_what_was_being_given_input_is_run_again(
     assert cli.ids() == {result["container"]}
 
 
+def test_what_outlived_the_batch_may_be_run_again_instead(
+    job: Job, cli: Cli, rootfs: Path, make_gate: MakeGate
+) -> None:
+    up = make_gate(rootfs / "up")
+    script = "test -e /second || { >/second; echo >/up; sleep 1000 & wait; }"
+    job.input.write_bytes(as_lines([once(script, "a")]))
+    process = job.start()
+    up.wait()
+    job.kill(process)
+    job.run("--resume", "--orphans", "rerun")
+    (result,) = job.results()
+    assert (result["ok"], result["adopted"], traces(rootfs)) == (True, False, {"a": 2})
+    assert cli.ids() == {result["container"]}
+
+
 def test_what_has_died_with_its_keeper_is_run_again(
     job: Job, cli: Cli, rootfs: Path, make_gate: MakeGate
 ) -> None:
@@ -252,21 +267,29 @@ def test_what_was_to_be_removed_after_its_result_still_is(job: Job, cli: Cli) ->
     assert cli.ids() == set()
 
 
-@pytest.mark.parametrize("rm", [False, True], ids=["kept", "removed"])
-def test_whenever_it_is_killed_each_job_has_one_result_and_was_run_once(
-    job: Job, cli: Cli, rootfs: Path, rm: bool
+@pytest.mark.parametrize("orphans", ["wait", "rerun"])
+def test_whenever_it_is_killed_each_job_has_one_result(
+    job: Job, cli: Cli, rootfs: Path, orphans: str
 ) -> None:
-    keys = [f"job{number}" for number in range(24)]
+    keys = [f"job{number}" for number in range(20)]
     job.input.write_bytes(as_lines(once("echo out", key) for key in keys))
-    options = ("--jobs", "3", "--capture", "10", *(["--rm"] if rm else []))
-    for number in range(1, 6):
-        process = job.start(*options, *(["--resume"] if number > 1 else []))
+    waits = orphans == "wait"
+    options = ("--jobs", "3", "--capture", "10", *(["--rm"] if waits else []))
+    for number in range(1, 5):
+        resume = ["--resume", "--orphans", orphans] if number > 1 else []
+        process = job.start(*options, *resume)
         job.until_results(4 * number)
         job.kill(process)
-    job.run(*options, "--resume")
+    job.run(*options, "--resume", "--orphans", orphans)
     results = job.results()
     assert sorted(r["key"] for r in results) == sorted(keys)
-    assert all(r["ok"] and r["stdout"] == "out\n" for r in results)
-    assert traces(rootfs) == dict.fromkeys(keys, 1)
-    assert cli.ids() == (set() if rm else {r["container"] for r in results})
+    assert all(r["ok"] for r in results)
+    if waits:
+        assert traces(rootfs) == dict.fromkeys(keys, 1)
+        assert cli.ids() == set()
+    else:
+        assert not any(r["adopted"] for r in results)
+        assert cli.ids() == {r["container"] for r in results}
+    # What was on its way when a batch was killed may be missing, and nothing else.
+    assert {r["stdout"] for r in results if not r["adopted"]} == {"out\n"}
     assert sorted(job.output.parent.iterdir()) == [job.output]
