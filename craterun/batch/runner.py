@@ -344,6 +344,9 @@ class Batch:
                     feeding.cancel_scope.cancel()
             else:
                 await container.wait()
+        except BaseException:
+            container.kill()  # cancelled: nobody is left who would want its result
+            raise
         finally:
             self._running.discard(own)
         record = container.record
