@@ -54,13 +54,25 @@ class Job:
         process.wait()
         return keeper
 
+    def kill_after(self, count: int, process: subprocess.Popen[bytes]) -> bool:
+        """SIGKILL it after so many further results; False if it has ended before."""
+        wanted = self._count() + count
+        ended = os.pidfd_open(process.pid)
+        try:
+            until(
+                self.output.parent,
+                lambda: self._count() >= wanted or process.poll() is not None,
+                ended,
+            )
+        finally:
+            os.close(ended)
+        self.keepers += children_of(process.pid)
+        process.kill()
+        return process.wait() == -signal.SIGKILL
+
     def results(self) -> list[Result]:
         """All that there are, in the order in which they were written."""
         return results_of(self.output.read_bytes())
-
-    def until_results(self, count: int) -> None:
-        """Until there are so many."""
-        until(self.output.parent, lambda: self._count() >= count)
 
     def _count(self) -> int:
         return self.output.read_bytes().count(b"\n") if self.output.exists() else 0
@@ -275,11 +287,9 @@ def test_whenever_it_is_killed_each_job_has_one_result(
     job.input.write_bytes(as_lines(once("echo out", key) for key in keys))
     waits = orphans == "wait"
     options = ("--jobs", "3", "--capture", "10", *(["--rm"] if waits else []))
-    for number in range(1, 5):
-        resume = ["--resume", "--orphans", orphans] if number > 1 else []
-        process = job.start(*options, *resume)
-        job.until_results(4 * number)
-        job.kill(process)
+    assert job.kill_after(3, job.start(*options))
+    for _ in range(3):
+        job.kill_after(3, job.start(*options, "--resume", "--orphans", orphans))
     job.run(*options, "--resume", "--orphans", orphans)
     results = job.results()
     assert sorted(r["key"] for r in results) == sorted(keys)
