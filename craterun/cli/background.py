@@ -1,9 +1,11 @@
-"""run --detach: the supervisor lives on in a process of its own."""
+"""--detach: the supervisor lives on in a process of its own."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -11,11 +13,17 @@ from craterun.core.errors import CraterunError
 from craterun.core.spec import Spec
 from craterun.linux.calls import close_range
 
+if TYPE_CHECKING:
+    from craterun.core.execspec import ExecSpec
+    from craterun.supervisor.main import Supervisor
+
+    Start = Callable[[Supervisor], Awaitable[str]]
+
 
 class _Report(msgspec.Struct):
     """What the background process tells the foreground before that leaves."""
 
-    container_id: str = ""
+    result: str = ""
     error: str = ""
     exit_code: int = 125
 
@@ -33,6 +41,30 @@ def start_detached(spec: Spec, root: str) -> str:
 
     :raises CraterunError: whatever starting raised there, with the same text and exit code
     """
+
+    async def start(supervisor: Supervisor) -> str:
+        container = await supervisor.start(spec)
+        await container.recorded()
+        return container.id
+
+    return _in_background(start, root)
+
+
+def execute_detached(container: str, spec: ExecSpec, root: str) -> int:
+    """Execute ``spec`` in a running container, under a supervisor in the background. Returns the
+    pid on the host once the command runs.
+
+    :raises CraterunError: whatever starting raised there, with the same text and exit code
+    """
+
+    async def start(supervisor: Supervisor) -> str:
+        return str((await supervisor.execute_spec(container, spec)).pid)
+
+    return int(_in_background(start, root))
+
+
+def _in_background(start: Start, root: str) -> str:
+    """What ``start`` returns in a process that goes on until all is over that was started."""
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -41,7 +73,7 @@ def start_detached(spec: Spec, root: str) -> str:
         try:
             os.close(reader)
             _become_daemon(writer)
-            _supervise(spec, root, writer)
+            _supervise(start, root)
         finally:
             os._exit(1)
     os.close(writer)
@@ -52,12 +84,12 @@ def start_detached(spec: Spec, root: str) -> str:
     report = msgspec.json.decode(content, type=_Report)
     if report.error:
         raise _ReportedError(report.error, report.exit_code)
-    return report.container_id
+    return report.result
 
 
 def _become_daemon(keep: int) -> None:
-    """No terminal, no inherited descriptor, no directory held (daemon(7), less the second fork:
-    a session leader that opens no terminal gets none).
+    """No terminal, no inherited descriptor but ``keep``, which is 3 now, no directory held
+    (daemon(7), less the second fork: a session leader that opens no terminal gets none).
     """
     os.setsid()
     os.chdir("/")
@@ -68,8 +100,7 @@ def _become_daemon(keep: int) -> None:
     close_range(4)
 
 
-def _supervise(spec: Spec, root: str, writer: int) -> None:
-    del writer  # it is descriptor 3 now
+def _supervise(start: Start, root: str) -> None:
     from craterun.keeper.spawn import spawn_keeper
 
     keeper = spawn_keeper()
@@ -84,9 +115,7 @@ def _supervise(spec: Spec, root: str, writer: int) -> None:
 
     async def main() -> None:
         async with Supervisor(root, link=KeeperLink(*keeper)) as supervisor:
-            container = await supervisor.start(spec)
-            await container.recorded()
-            report(_Report(container_id=container.id))
+            report(_Report(result=await start(supervisor)))
 
     try:
         trio.run(main)

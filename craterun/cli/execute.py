@@ -8,7 +8,8 @@ from cyclopts import Parameter
 
 from craterun.cli.uninterrupted import uninterrupted
 from craterun.cli.window import default_term, our_window
-from craterun.core.units import parse_env
+from craterun.core.execspec import ExecSpec
+from craterun.core.units import parse_env, parse_signal
 from craterun.state.store import default_root
 
 
@@ -21,11 +22,17 @@ def execute(
     user: Annotated[str | None, Parameter(name=["--user", "-u"])] = None,
     interactive: Annotated[bool, Parameter(name=["--interactive", "-i"])] = False,
     tty: Annotated[bool, Parameter(name=["--tty", "-t"])] = False,
+    detach: Annotated[bool, Parameter(name=["--detach", "-d"])] = False,
+    timeout: float | None = None,
+    stop_signal: str = "TERM",
+    stop_timeout: float = 10.0,
 ) -> int:
     """Run a further command in a running container, and exit with its exit code.
 
-    It enters all namespaces and the cgroup of the container. Its output goes to our stdout and
-    stderr and is not logged. It is killed when this process dies.
+    It enters all namespaces of the container, and its limits hold. Its output goes to our stdout
+    and stderr and is not logged. When this process is killed or disconnected, or gets SIGINT,
+    SIGTERM, SIGHUP or SIGQUIT, which it forwards, the command ends, and with it all that it has
+    started. What it leaves in the background when it ends by itself lives on.
 
     Parameters
     ----------
@@ -44,8 +51,36 @@ def execute(
     tty
         Give the command a terminal, and show it on ours. With --interactive, ours is in raw mode
         meanwhile: every key goes to the command.
+    detach
+        Return as soon as the command runs, and print its pid on the host. Its output goes to
+        /dev/null. It ends with the container; craterun events tells when and how it has ended.
+    timeout
+        Seconds after which the command is stopped; our exit code is 124 then.
+    stop_signal
+        What asks the command to end then: a name or a number. When it has ended, what it has
+        started gets SIGKILL.
+    stop_timeout
+        Seconds that it has to end then, before SIGKILL.
     """
     variables = dict(parse_env(entry) for entry in env or [])
+    spec = ExecSpec(
+        command=command,
+        env=default_term(variables) if tty else variables,
+        workdir=workdir,
+        user=user,
+        stdin=interactive,
+        window=our_window() if tty else None,
+        detached=detach,
+        timeout=timeout,
+        stop_signal=parse_signal(stop_signal),
+        stop_seconds=stop_timeout,
+    )
+    spec.check()
+    if detach:
+        from craterun.cli.background import execute_detached
+
+        print(execute_detached(container, spec, default_root()))
+        return 0
     from craterun.keeper.spawn import spawn_keeper
 
     keeper = spawn_keeper()
@@ -59,16 +94,6 @@ def execute(
         raise
 
     async def main() -> int:
-        return await exec_command(
-            container,
-            command,
-            default_root(),
-            keeper,
-            env=default_term(variables) if tty else variables,
-            workdir=workdir,
-            user=user,
-            stdin=interactive,
-            window=our_window() if tty else None,
-        )
+        return await exec_command(container, spec, default_root(), keeper)
 
     return trio.run(main)

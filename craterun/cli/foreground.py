@@ -16,6 +16,7 @@ from craterun.cli.signals import heeded
 from craterun.cli.streams import OutputSink, copy_log, copy_output, feed_input
 from craterun.cli.terminal import shown
 from craterun.core.errors import ContainerNotRunningError
+from craterun.core.execspec import ExecSpec
 from craterun.core.life import ExitStatus
 from craterun.core.oom import final_text, live_text
 from craterun.core.spec import Spec
@@ -188,24 +189,11 @@ def exit_code(status: ExitStatus) -> int:
     return UNKNOWN_EXIT if status.exit_code is None else status.exit_code
 
 
-async def exec_command(
-    container: str,
-    command: tuple[str, ...],
-    root: str,
-    keeper: SpawnedKeeper,
-    *,
-    env: dict[str, str],
-    workdir: str | None,
-    user: str | None,
-    stdin: bool,
-    window: tuple[int, int] | None = None,
-) -> int:
-    """Run ``command`` in a running container, stay until its end, and return the exit code."""
+async def exec_command(container: str, spec: ExecSpec, root: str, keeper: SpawnedKeeper) -> int:
+    """Run a command in a running container, stay until its end, and return the exit code."""
     with trio.open_signal_receiver(*heeded()) as signals:
         async with Supervisor(root, link=KeeperLink(*keeper)) as supervisor:
-            execution = await supervisor.execute(
-                container, command, env=env, workdir=workdir, user=user, stdin=stdin, window=window
-            )
+            execution = await supervisor.execute_spec(container, spec)
 
             async def copy(stream: Stream) -> None:
                 sink = OutputSink(int(stream))
@@ -219,10 +207,10 @@ async def exec_command(
 
             async with (
                 forwarding(signals, execution, "command"),
-                _terminal(execution, window is not None, typing=stdin),
+                _terminal(execution, spec.window is not None, typing=spec.stdin),
                 trio.open_nursery() as streams,
             ):
-                if stdin and window is None:
+                if spec.stdin and spec.window is None:
                     streams.start_soon(feed_input, execution.stdin)
                 async with trio.open_nursery() as copies:
                     for stream in execution.streams:
@@ -231,4 +219,10 @@ async def exec_command(
                 streams.cancel_scope.cancel()
             execution.stop_reading()  # if a signal made us leave before the end of the output
             status = await execution.wait()
+    if execution.timed_out:
+        complain(
+            f"command in container {execution.container_id}: stopped, having run for "
+            f"{spec.timeout:g} s (--timeout)"
+        )
+        return TIMED_OUT
     return exit_code(status)

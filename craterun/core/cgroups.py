@@ -173,6 +173,18 @@ def possible_paths(
     return tuple(paths)
 
 
+def exec_parent(joined: CgroupPlan, host: HostFacts, container_id: str) -> str | None:
+    """Which of the cgroups of a container that an exec joins gets a cgroup for the exec alone.
+
+    The version 2 one, if it is the container's own; or else that of a version 1 controller which
+    means the same in a child: one to freeze or to count, not one to weigh or to limit by itself.
+    """
+    if joined.unified is not None and container_id in joined.unified.split("/"):
+        return joined.unified
+    places = served(joined.legacy, host)
+    return next((places[name] for name in ("freezer", "pids", "cpuacct") if name in places), None)
+
+
 def why_unserved(controller: str, host: HostFacts) -> str:
     """Why no hierarchy serves ``controller``, and what to do about it."""
     if any(hierarchy.base for hierarchy in host.hierarchies):

@@ -98,6 +98,7 @@ def plan_exec(
     identity: Identity,
     cgroups: CgroupPlan,
     stdin: bool,
+    output: bool = True,
     window: tuple[int, int] | None = None,
     oom_score_adj: int | None = None,
     join_user: bool = False,
@@ -105,6 +106,7 @@ def plan_exec(
 ) -> s.LaunchPlan:
     """The plan of a further process in a running container, whose pidfd goes with the request.
 
+    :param output: without it, what the command writes goes nowhere, and neither has it ``stdin``
     :param window: (rows, columns) of a terminal to get instead of pipes
     :param join_user: the container has a user namespace of its own, in which we become root
     """
@@ -121,6 +123,8 @@ def plan_exec(
         first += [s.SetSession(), _terminal(identity, window)]
     elif not stdin:
         first.append(s.NullInput(ours=False))
+        if not output:
+            first.append(s.NullOutput())
     mapped = join_user or host.user_namespace
     return assemble(
         [

@@ -160,6 +160,12 @@ def _(a: Assembler, step: s.NullInput) -> None:
         a.special("joined_null")
 
 
+@_assembles(s.NullOutput)
+def _(a: Assembler, step: s.NullOutput) -> None:
+    a.call("dup2", 0, 1, wanted=1)
+    a.call("dup2", 0, 2, wanted=2)
+
+
 @_assembles(s.CloseDescriptors)
 def _(a: Assembler, step: s.CloseDescriptors) -> None:
     a.call("close_range", op.ERROR_FD + 1, -1, 0)

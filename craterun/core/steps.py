@@ -148,6 +148,13 @@ class NullInput(Step, frozen=True):
         return "connect standard input to /dev/null"
 
 
+class NullOutput(Step, frozen=True):
+    """Standard output and error to where `NullInput` has led standard input."""
+
+    def doing(self) -> str:
+        return "connect the output to /dev/null"
+
+
 class CloseDescriptors(Step, frozen=True):
     """close_range(2) of all but the standard streams and the error pipe, which is close-on-exec.
 

@@ -41,7 +41,9 @@ class Kept:
     """One process of ours, from its launch to its release.
 
     :ivar number: the supervisor's name for it
-    :ivar cookie: where a successor finds its state; b"" if it ends with the supervisor
+    :ivar cookie: where a successor finds its state; b"" if no successor cares for it
+    :ivar group: a cgroup of its own, to be emptied if no supervisor is there to do it; or b""
+    :ivar lives_on: without a cookie: it does not end with the supervisor all the same
     :ivar pipes: what the supervisor gets as well: stdout, stderr, perhaps stdin
     :ivar outputs: how many of the pipes are for output
     :ivar lock: descriptor of the locked state directory, or -1; held, not used
@@ -55,8 +57,8 @@ class Kept:
     """
 
     __slots__ = (
-        "abandoned", "buffer", "cookie", "error", "failure", "lock", "number", "outputs", "pid",
-        "pidfd", "pipes",
+        "abandoned", "buffer", "cookie", "error", "failure", "group", "lives_on", "lock", "number",
+        "outputs", "pid", "pidfd", "pipes",
         "start_time", "started", "status", "terminal", "times",
     )  # fmt: skip
 
@@ -64,6 +66,8 @@ class Kept:
         self.number = number
         self.cookie = cookie
         self.lock = lock
+        self.group = b""
+        self.lives_on = False
         self.pid = 0
         self.pidfd = -1
         self.start_time = 0
@@ -91,6 +95,7 @@ class Keeper:
         self.takeover = takeover
         self.takeovers: list[float] = []
         self.successor = 0
+        self.helpers: list[int] = []
         self.buffer = bytearray(wire.INLINE_BYTES + 1)
         self.kept: dict[int, Kept] = {}
         self.by_fd: dict[int, Kept] = {}
@@ -111,6 +116,8 @@ class Keeper:
                     self.read_error_pipe(kept)
                 else:
                     self.reap(kept)
+        for pid in self.helpers:
+            os.waitpid(pid, 0)
 
     # --- the supervisor's requests ------------------------------------------------------------
 
@@ -149,7 +156,14 @@ class Keeper:
                 os.close(memfd)
 
     def launch(
-        self, fds: list[int], number: int, flags: int, cookie: bytes, plan: Any, released: list[int]
+        self,
+        fds: list[int],
+        number: int,
+        flags: int,
+        cookie: bytes,
+        plan: Any,
+        released: list[int],
+        group: bytes = b"",
     ) -> None:
         """Clone a child that carries out ``plan``; let go of what was ``released`` since.
 
@@ -161,6 +175,7 @@ class Keeper:
         program = [self.load(part) if isinstance(part, bytes) else part for part in parts]
         join = fds.pop(0) if flags & 1 else -1
         kept = Kept(number, cookie, fds.pop(0) if flags & 2 else -1)
+        kept.group, kept.lives_on = group, bool(flags & 4)
         self.kept[number] = kept
         child_ends: list[int] = []
         try:
@@ -338,6 +353,8 @@ class Keeper:
         if kept.status is None or kept.error >= 0:
             return
         if kept.abandoned:
+            if kept.lives_on:
+                self.empty(kept.group, "dissolve")
             self.release(kept.number)
         elif kept.failure is not None:
             self.send((op.MSG_FAILED, kept.number, *kept.failure), [])
@@ -365,12 +382,26 @@ class Keeper:
             self.start_successor()
 
     def abandon(self, kept: Kept) -> None:
-        """Kill; it is released when it has been reaped."""
+        """Kill, with all that it has started; it is released when it has been reaped."""
         kept.abandoned = True
-        if kept.status is None:
-            _signal.pidfd_send_signal(kept.pidfd, _signal.SIGKILL)
-        else:
+        if kept.status is not None:
+            # It ended by itself, and what it has left in the background lives on.
+            self.empty(kept.group, "dissolve")
             self.release(kept.number)
+        elif not kept.lives_on:
+            _signal.pidfd_send_signal(kept.pidfd, _signal.SIGKILL)
+            self.empty(kept.group, "kill")
+
+    def empty(self, group: bytes, how: str) -> None:
+        """Have another process see to a cgroup: it may take a while until the last has ended."""
+        if not group:
+            return
+        code = (
+            f"import sys; sys.path.append({sys.path[-1]!r}); "
+            "from craterun.linux.emptying import main; main(*sys.argv[1:])"
+        )
+        command = [self.takeover[0], "-I", "-S", "-c", code, how, os.fsdecode(group)]
+        self.helpers.append(os.posix_spawn(command[0], command, os.environ))
 
     def start_successor(self) -> None:
         """Start another supervisor, as a child of ours."""

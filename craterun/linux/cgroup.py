@@ -1,25 +1,25 @@
-"""Cgroup directories: make and remove them, find a process's, kill what is inside (cgroups(7))."""
+"""Cgroup directories: make them, and find a process's (cgroups(7)). `emptying` removes them."""
 
 from __future__ import annotations
 
-import errno
 import os
-import select
-import signal
-import time
-from collections.abc import Iterable
 from contextlib import suppress
 
-from craterun.core.cgroups import PARENT, CgroupPlan, plan_cgroups
+import msgspec
+
+from craterun.core.cgroups import PARENT, CgroupPlan, exec_parent, plan_cgroups
 from craterun.core.errors import KernelRefusedError
 from craterun.core.spec import HostFacts, Spec
-from craterun.linux import freezer
+from craterun.core.units import new_id
+from craterun.linux.emptying import end, kill, processes, remove
 from craterun.linux.proc import parse_cgroup
 
+__all__ = [
+    "create", "end", "for_exec", "kill", "of_process", "plan_for", "processes", "read", "remove",
+    "remove_parents", "write_text",
+]  # fmt: skip
+
 _ATTEMPTS = 3
-_REMOVED = (errno.ENOENT, errno.ENODEV)
-"""Of a cgroup that was removed before its file was opened, or while it was open."""
-KILL_SECONDS = 2.0
 READ_BYTES = 65536
 
 
@@ -98,36 +98,6 @@ def _make(path: str) -> None:
     os.mkdir(path)
 
 
-def remove(paths: Iterable[str]) -> list[str]:
-    """Remove empty cgroups. Returns those that could not be, being in use.
-
-    A cgroup that is already gone counts as removed.
-    """
-    left = []
-    for path in paths:
-        try:
-            _remove_tree(path)
-        except FileNotFoundError:
-            pass
-        except OSError:
-            left.append(path)
-    return left
-
-
-def _remove_tree(path: str) -> None:
-    try:
-        os.rmdir(path)
-    except OSError:
-        # Something inside made cgroups of its own: depth first, they go before their parent.
-        with os.scandir(path) as entries:
-            children = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-        if not children:
-            raise
-        for child in children:
-            _remove_tree(child)
-        os.rmdir(path)
-
-
 def remove_parents(host: HostFacts) -> None:
     """Remove the directories common to all containers, if nobody uses them any more."""
     for hierarchy in host.hierarchies:
@@ -135,69 +105,6 @@ def remove_parents(host: HostFacts) -> None:
             os.rmdir(f"{hierarchy.top}/{PARENT}")
         except OSError:
             continue
-
-
-def processes(path: str) -> list[int]:
-    """Pids of the processes directly in the cgroup ``path``."""
-    try:
-        with open(f"{path}/cgroup.procs") as file:
-            return [int(line) for line in file]
-    except OSError as error:
-        if error.errno not in _REMOVED:
-            raise
-        return []
-
-
-def kill(paths: Iterable[str], seconds: float = KILL_SECONDS) -> None:
-    """SIGKILL every process in the cgroups ``paths`` and wait until they have ended.
-
-    Returns after ``seconds`` all the same; `remove` then tells which cgroups are still in use.
-    ``cgroup.kill`` kills without a race (Linux 5.14); in a version 1 hierarchy the signal goes to
-    what is found there, again until nothing is.
-    """
-    deadline = time.monotonic() + seconds
-    paths = list(paths)
-    while time.monotonic() < deadline:
-        for path in paths:
-            _write_kill(path)
-        found = {pid for path in paths for pid in processes(path)}
-        if not found:
-            return
-        for pid in found:
-            _kill_process(pid, paths, deadline)
-
-
-def _write_kill(path: str) -> None:
-    # Without O_CREAT: a version 1 hierarchy would say EPERM instead of ENOENT.
-    try:
-        fd = os.open(f"{path}/cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, b"1")
-        finally:
-            os.close(fd)
-    except OSError as error:
-        if error.errno not in _REMOVED:
-            raise
-
-
-def _kill_process(pid: int, paths: list[str], deadline: float) -> None:
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        # Still one of them? The number may have been reused before it was opened.
-        if not any(pid in processes(path) for path in paths):
-            return
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        freezer.release_killed(paths)
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-    except ProcessLookupError:
-        return
-    finally:
-        os.close(pidfd)
 
 
 def of_process(pid: int, host: HostFacts, container_id: str) -> CgroupPlan:
@@ -220,6 +127,34 @@ def of_process(pid: int, host: HostFacts, container_id: str) -> CgroupPlan:
             if path is not None and f"/{container_id}" in path:
                 legacy.append(hierarchy.mountpoint + path)
     return CgroupPlan(unified, tuple(legacy))
+
+
+def for_exec(joined: CgroupPlan, host: HostFacts, container_id: str) -> tuple[CgroupPlan, str]:
+    """Make a cgroup for one exec below one of those that it joins.
+
+    No controller is enabled in it, so the container's limits hold as for its other processes, and
+    the rule against processes in inner cgroups does not apply. It serves to find, and kill, all
+    that the command has started.
+
+    :param joined: what `of_process` has found
+    :returns: where to go, and the new directory, or "" where there can be none: it is not the
+        container's own, or not ours to write to
+    :raises FileNotFoundError: the container has ended
+    """
+    parent = exec_parent(joined, host, container_id)
+    if parent is None:
+        return joined, ""
+    path = f"{parent}/exec-{new_id()}"
+    try:
+        os.mkdir(path)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return joined, ""
+    if parent == joined.unified:
+        return msgspec.structs.replace(joined, unified=path), path
+    legacy = tuple(path if other == parent else other for other in joined.legacy)
+    return msgspec.structs.replace(joined, legacy=legacy), path
 
 
 def write_text(path: str, text: str) -> None:

@@ -11,6 +11,8 @@ import msgspec
 
 from craterun.core.life import Process
 
+_PF_EXITING = 0x4
+
 
 class Mount(msgspec.Struct, frozen=True):
     """One line of /proc/PID/mountinfo.
@@ -84,6 +86,20 @@ def parse_parent(stat: bytes) -> int:
 def parse_state(stat: bytes) -> str:
     """Field 3 of /proc/PID/stat: ``R``, ``S``, ``D``, ``Z``, …"""
     return stat[stat.rindex(b")") + 2 :].split(b" ", 1)[0].decode()
+
+
+def is_exiting(pid: int) -> bool:
+    """Whether process ``pid`` has ended or is about to: PF_EXITING in field 9 of /proc/PID/stat.
+
+    PID 1 of a namespace stays in that state until all other members have been reaped, and its
+    pidfd does not tell of it.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return bool(int(stat[stat.rindex(b")") + 2 :].split(b" ", 7)[6]) & _PF_EXITING)
 
 
 @cache

@@ -386,10 +386,8 @@ class Container:
             self.record = msgspec.structs.replace(
                 self.record, memory_peak_bytes=peak, cpu_seconds=seconds
             )
-        left = cgroup.remove(self.record.cgroups)
-        if left:
-            cgroup.kill(left)  # only processes that somebody moved there can have survived
-            left = cgroup.remove(left)
+        # An exec that is just beginning may be in there, and what somebody has moved there.
+        left = cgroup.end(self.record.cgroups)
         if left:
             self._note(f"cgroups still in use: {', '.join(left)}")
         writer = self._log.writer

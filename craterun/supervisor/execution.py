@@ -1,10 +1,17 @@
-"""A further process in a running container: no log, no record; it belongs to its caller."""
+"""A further process in a running container: no log, no record; it belongs to its caller.
+
+Where the layout allows, it has a cgroup of its own below the container's (`linux.cgroup.for_exec`),
+so that all that it has started, in whatever session and with whatever parent, can be found. When
+somebody ends it (a timeout, a signal from here, the end of whoever asked for it), all of that is
+killed. When it ends by itself, what it leaves behind lives on, in the container's own cgroup.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import signal
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -12,6 +19,7 @@ import trio
 from craterun.core.errors import ContainerNotRunningError
 from craterun.core.events import EventType, event
 from craterun.core.life import ExitStatus, Record
+from craterun.linux import emptying
 from craterun.state.logs import Stream
 from craterun.supervisor.chronicle import COMMAND_CHARACTERS
 from craterun.supervisor.express import CHUNK_BYTES
@@ -19,8 +27,12 @@ from craterun.supervisor.pumps import DRAIN_SECONDS
 from craterun.supervisor.terminal import Terminal
 
 if TYPE_CHECKING:
+    from craterun.core.execspec import ExecSpec
     from craterun.supervisor.link import KeeperLink, Launched
     from craterun.supervisor.services import Services
+
+_ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGKILL)
+"""Signals that mean the end of the command, and so of what it has started."""
 
 
 class Execution:
@@ -29,12 +41,22 @@ class Execution:
     Its output is read from the pipes directly, so a slow reader slows the process down, as in a
     shell pipeline. It is killed when the supervisor is cancelled or dies.
 
+    :ivar container_id: the container's id
     :ivar stdin: write end of its input, if it has one
     :ivar streams: the output streams that it has: both, or with a terminal one
+    :ivar timed_out: it was stopped for having run for too long
     """
 
-    def __init__(self, launched: Launched) -> None:
+    def __init__(
+        self, launched: Launched, container_id: str, spec: ExecSpec, group: str = ""
+    ) -> None:
+        """:param group: a cgroup of its own; removed at its end"""
+        self.container_id = container_id
         self._launched = launched
+        self._spec = spec
+        self._group = group
+        self._was_ended = False
+        self.timed_out = False
         self._terminal = Terminal(launched.stdout) if launched.terminal else None
         self.stdin = self._terminal.input() if self._terminal else launched.stdin
         pipes = {Stream.STDOUT: launched.stdout, Stream.STDERR: launched.stderr}
@@ -97,40 +119,73 @@ class Execution:
             self._terminal.resize(rows, columns)
 
     def send_signal(self, number: int) -> None:
-        """Send a signal to the process.
+        """Send a signal to the process. If that is one that asks for its end (SIGHUP, SIGINT,
+        SIGQUIT, SIGTERM, SIGKILL), what it has started is killed when it has ended.
 
         :raises ContainerNotRunningError: it has ended
         """
         try:
             signal.pidfd_send_signal(self._launched.pidfd.fileno(), number)
+            self._was_ended |= number in _ENDING
         except (ProcessLookupError, ValueError):
             raise ContainerNotRunningError("the command has ended") from None
 
     def kill(self) -> None:
-        """SIGKILL; nothing if it is over."""
+        """SIGKILL to all that it has started; nothing if it is over."""
         try:
             self.send_signal(signal.SIGKILL)
         except ContainerNotRunningError:
             return
+        if self._group:
+            emptying.kill_at_once(self._group)
 
     async def supervise(self, link: KeeperLink) -> None:
         """Until the process has ended and both streams have been read. Kills it if cancelled."""
         try:
-            await self._launched.exited.wait()
+            async with trio.open_nursery() as timer:
+                if self._spec.timeout is not None:
+                    timer.start_soon(self._stop_after, self._spec.timeout)
+                await self._launched.exited.wait()
+                timer.cancel_scope.cancel()
             if self._terminal is not None:
                 self._terminal.close()
-            if not self._pipes:
+            await self._clear()  # before the rest is read: what is killed holds no pipe open
+            if self._spec.detached or not self._pipes:
                 self.stop_reading()
             self._deadline = trio.current_time() + DRAIN_SECONDS
             for patience in self._reading.values():
                 patience.deadline = self._deadline
             await self._read_to_end.wait()
         finally:
-            self.kill()
+            if not self._launched.exited.is_set():
+                self.kill()
             with trio.CancelScope(shield=True):
                 await self._launched.exited.wait()
+                await self._clear()
                 self.stdin.close()
                 await link.release(self._launched)
+
+    async def _stop_after(self, seconds: float) -> None:
+        """Then, ask it to end; kill it if it does not."""
+        await trio.sleep(seconds)
+        with suppress(ContainerNotRunningError):
+            self.send_signal(self._spec.stop_signal)
+            self._was_ended = self.timed_out = True
+            await trio.sleep(self._spec.stop_seconds)
+            self.kill()
+
+    async def _clear(self) -> None:
+        """The command has ended: what is in its cgroup ends as well, or is the container's now."""
+        if not self._group:
+            return
+        # Without a status, the keeper has died, and the command was killed with it.
+        was_ended = self._was_ended or self._launched.status is None
+        with trio.CancelScope(shield=True):
+            if was_ended:
+                await trio.to_thread.run_sync(emptying.end, [self._group])
+            else:
+                await trio.to_thread.run_sync(emptying.dissolve, self._group)
+        self._group = ""
 
 
 async def see_through(

@@ -22,6 +22,7 @@ from craterun.linux.fd import Fd
 
 _HAS_PIDFD_TO_JOIN = 1
 _HAS_LOCK = 2
+_LIVES_ON = 4
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -116,6 +117,8 @@ class KeeperLink:
         join: int = -1,
         lock: int = -1,
         replacing: Launched | None = None,
+        group: str = "",
+        lives_on: bool = False,
     ) -> Launched:
         """Have ``plan`` carried out; returns when the request is sent. Borrows the descriptors.
 
@@ -124,6 +127,9 @@ class KeeperLink:
         :param join: pidfd of the container to join
         :param lock: locked state directory, which the keeper keeps locked
         :param replacing: what the keeper may forget in the same moment
+        :param group: a cgroup of the process's own, for the keeper to kill all of it and to remove
+            it when this supervisor has died
+        :param lives_on: without a ``cookie``: do not kill it when this supervisor dies
         """
         if replacing is not None:
             self._retire(replacing)
@@ -132,12 +138,14 @@ class KeeperLink:
         self._launched[launched.number] = launched
         fds = [fd for fd in (join, lock) if fd >= 0]
         flags = (_HAS_PIDFD_TO_JOIN if join >= 0 else 0) | (_HAS_LOCK if lock >= 0 else 0)
+        flags |= _LIVES_ON if lives_on else 0
         code = [part.code for part in plan.parts]
         streams = (plan.stdin, plan.owner, plan.terminal, plan.merged)
         body = (code, plan.clone_flags, plan.cgroup, *streams)
         released, self._unreleased = self._unreleased, []
         try:
-            await self._send((op.MSG_LAUNCH, launched.number, flags, cookie, body, released), fds)
+            head = (op.MSG_LAUNCH, launched.number, flags, cookie, body, released)
+            await self._send((*head, os.fsencode(group)), fds)
         except BaseException:
             # Unsent, or the keeper is gone: there will be no news of it.
             self._launched.pop(launched.number, None)

@@ -5,36 +5,32 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-import msgspec
 import trio
 
 from craterun.core import hostroot
 from craterun.core.cgroups import CgroupPlan
 from craterun.core.errors import (
-    ContainerNotRunningError,
-    ContainerPausedError,
     CraterunError,
-    LimitError,
 )
-from craterun.core.failures import explain
 from craterun.core.life import Record, State
 from craterun.core.phases import Asked
-from craterun.core.plan import plan_exec, plan_run
+from craterun.core.plan import plan_run
 from craterun.core.restart import Condition
-from craterun.core.spec import HOST_ROOTFS, HostFacts, Identity, RootDirectory, Spec, check_process
+from craterun.core.spec import HOST_ROOTFS, Identity, RootDirectory, Spec
 from craterun.core.steps import LaunchPlan
 from craterun.core.units import new_id
-from craterun.linux import cgroup, freezer, host, placement
+from craterun.linux import cgroup, host
 from craterun.linux.fd import Fd
-from craterun.linux.proc import open_process
 from craterun.linux.rootfs import check_rootfs, look_up_user
-from craterun.linux.userns import require_root, same_user_namespace
+from craterun.linux.userns import require_root
 from craterun.state.restart import write_spec
 from craterun.state.store import Store, default_root
 from craterun.supervisor.container import AtEnd, Container
@@ -42,6 +38,9 @@ from craterun.supervisor.execution import Execution, see_through
 from craterun.supervisor.link import KeeperLink, Launched
 from craterun.supervisor.lives import Relaunch, launch_container, running_record
 from craterun.supervisor.services import Services
+
+if TYPE_CHECKING:
+    from craterun.core.execspec import ExecSpec
 
 logger = logging.getLogger("craterun")
 
@@ -240,10 +239,8 @@ class Supervisor:
 
     def _undo(self, prepared: _Prepared) -> None:
         """By the clerk: leave nothing of a start that failed."""
-        left = cgroup.remove(prepared.record.cgroups)
-        if left:  # the keeper died, and the child that was being started is still dying
-            cgroup.kill(left)
-            cgroup.remove(left)
+        # If the keeper died, the child that was being started is still dying.
+        cgroup.end(prepared.record.cgroups)
         prepared.directory.close()
         self.store.remove(prepared.record)
 
@@ -259,6 +256,10 @@ class Supervisor:
         user: str | None = None,
         stdin: bool = False,
         window: tuple[int, int] | None = None,
+        detached: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109  # of the command, not of this call
+        stop_signal: int = signal.SIGTERM,
+        stop_seconds: float = 10.0,
     ) -> Execution:
         """Run a further command in a running container, whoever supervises that.
 
@@ -267,93 +268,52 @@ class Supervisor:
         :param workdir: default: the container's own
         :param user: default: root
         :param window: (rows, columns) of a terminal to get instead of pipes
-        :raises ContainerNotRunningError: it has ended
+        :param detached: without any stream; it lives on if this process is killed, unless it has a
+            ``timeout``
+        :param timeout: seconds after which it is ended, with all that it has started
+        :param stop_signal: what it gets first then
+        :param stop_seconds: how long it has to end then, before SIGKILL
+        :raises UsageError: the request makes no sense
+        :raises ContainerNotRunningError: the container has ended
         :raises LimitError: the container's limits could not be made to hold for the command
         :raises ContainerPausedError: it is paused
+        :raises CommandNotFoundError: no such command in the container
+        :raises CommandNotExecutableError: it is there but does not execute
         """
+        # Imported here: most supervisors never execute a further command.
+        from craterun.core.execspec import ExecSpec
+
+        spec = ExecSpec(
+            command=command,
+            env=env or {},
+            workdir=workdir,
+            user=user,
+            stdin=stdin,
+            window=window,
+            detached=detached,
+            timeout=timeout,
+            stop_signal=stop_signal,
+            stop_seconds=stop_seconds,
+        )
+        return await self.execute_spec(container_id, spec)
+
+    async def execute_spec(self, container_id: str, spec: ExecSpec) -> Execution:
+        """As `execute`, of what is asked for in one piece."""
+        from craterun.supervisor import executing
+
+        spec.check()
         services, tasks = self._running()
         with trio.CancelScope(shield=True):
-            plan, pidfd, record = await trio.to_thread.run_sync(
-                self._prepare_exec, container_id, command, env or {}, workdir, user, stdin, window
+            known = [container.record for container in self._containers]
+            prepared = await trio.to_thread.run_sync(
+                executing.prepare, self.store, self.facts, container_id, spec, known
             )
-            try:
-                launched = await services.link.launch(plan, join=pidfd.fileno())
-            finally:
-                pidfd.close()
-            await launched.settled.wait()
-        if launched.failure is not None:
-            raise explain(plan, *msgspec.structs.astuple(launched.failure))
-        logger.debug("pid %d executes %r in a running container", launched.pid, command)
-        execution = Execution(launched)
-        tasks.start_soon(see_through, execution, services, self.store.root, record, command)
+            execution = await executing.launch(services, prepared, spec)
+        logger.debug("pid %d executes %r in a running container", execution.pid, spec.command)
+        tasks.start_soon(
+            see_through, execution, services, self.store.root, prepared.record, spec.command
+        )
         return execution
-
-    def _prepare_exec(
-        self,
-        text: str,
-        command: tuple[str, ...],
-        env: dict[str, str],
-        workdir: str | None,
-        user: str | None,
-        stdin: bool,
-        window: tuple[int, int] | None,
-    ) -> tuple[LaunchPlan, Fd, Record]:
-        container_id = self.store.resolve(text)
-        # Of our own containers we know more than their files, which lag behind for a moment.
-        own = next((c.record for c in self._containers if c.id == container_id), None)
-        record = own or self.store.load(container_id)
-        not_running = ContainerNotRunningError(
-            f"container {record.id} is not running; exec needs a running one"
-        )
-        if record.process is None or record.status is State.STOPPED:
-            raise not_running
-        try:
-            pidfd = Fd(open_process(record.process))
-        except ProcessLookupError:
-            raise not_running from None
-        try:
-            require_unpaused(record, self.facts)
-            workdir = workdir if workdir is not None else record.workdir
-            check_process(command, env, workdir)
-            identity = look_up_user(user, f"/proc/{record.process.pid}/root")
-            cgroups = cgroup.of_process(record.process.pid, self.facts, record.id)
-            if record.limits and not cgroups.paths:
-                raise LimitError(
-                    f"the limits of container {record.id} would not hold for the command: its "
-                    "cgroup is not ours to join; run exec where the container was started"
-                )
-            plan = plan_exec(
-                command,
-                self.facts,
-                env={**record.env, **env},
-                hostname=record.hostname,
-                workdir=workdir,
-                identity=identity,
-                cgroups=cgroups,
-                stdin=stdin,
-                window=window,
-                oom_score_adj=record.oom_score_adj,
-                join_user=not same_user_namespace(record.process.pid),
-            )
-        except (ProcessLookupError, FileNotFoundError):
-            pidfd.close()
-            raise not_running from None
-        except BaseException:
-            pidfd.close()
-            raise
-        return plan, pidfd, record
-
-
-def require_unpaused(record: Record, facts: HostFacts) -> None:
-    """Check that a process born in this container's cgroups would get to run.
-
-    :raises ContainerPausedError: it would be stopped before its first instruction
-    """
-    found = freezer.find(placement.locate(record.id, record.pid, facts.hierarchies))
-    if found is not None and any(found.state()):
-        raise ContainerPausedError(
-            f"container {record.id} is paused; let it go on first: craterun unpause {record.id}"
-        )
 
 
 def _raise_open_files() -> None:

@@ -18,7 +18,7 @@ from craterun.core.cgroups import PARENT, CgroupPlan, plan_cgroups
 from craterun.core.errors import KernelRefusedError
 from craterun.core.spec import Hierarchy, HostFacts
 from craterun.core.units import new_id
-from craterun.linux import calls, cgroup, host
+from craterun.linux import calls, cgroup, emptying, host
 from tests.kernel.forked import parked
 
 REAL = host.probe()
@@ -197,7 +197,9 @@ def test_a_pid_that_has_been_reused_since_it_was_listed_is_not_killed(
     with parked() as innocent:
         stale = [[innocent]]
         with monkeypatch.context() as patch:
-            patch.setattr(cgroup, "processes", lambda path: stale.pop() if stale else listed(path))
+            patch.setattr(
+                emptying, "processes", lambda path: stale.pop() if stale else listed(path)
+            )
             cgroup.kill(plan.paths)
         assert not stale, "nobody looked: this test shows nothing"
         assert os.waitid(os.P_PID, innocent, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
