@@ -28,6 +28,9 @@ Killing and pausing need none: the pid namespace ends as a whole with its first 
 version 2 hierarchy, where there is one, freezes without controllers.
 """
 
+_WEIGHING = {"cpu", "cpuset", "memory", "blkio"}
+"""Version 1 controllers to which a child cgroup is not the same as its parent."""
+
 _OLD_NAMES = {"io": "blkio"}
 _NOTHING = Limits()
 
@@ -181,8 +184,9 @@ def exec_parent(joined: CgroupPlan, host: HostFacts, container_id: str) -> str |
     """
     if joined.unified is not None and container_id in joined.unified.split("/"):
         return joined.unified
-    places = served(joined.legacy, host)
-    return next((places[name] for name in ("freezer", "pids", "cpuacct") if name in places), None)
+    harmless = [h for h in host.hierarchies if _WEIGHING.isdisjoint(h.controllers)]
+    places = served(joined.legacy, msgspec.structs.replace(host, hierarchies=tuple(harmless)))
+    return places.get("freezer", places.get("pids"))
 
 
 def why_unserved(controller: str, host: HostFacts) -> str:

@@ -237,7 +237,12 @@ def test_exec_joins_every_namespace_and_cgroup(cli: Cli, live: Live) -> None:
     assert first.pid == live.pid
     for kind in ("pid", "pid_for_children", "mnt", "uts", "ipc", "net", "cgroup"):
         assert second.namespace(kind) == first.namespace(kind)
-    assert second.cgroups() == first.cgroups() != []
+    # Its own cgroup, by which all that it starts is found, is below the container's.
+    own, theirs = second.cgroups(), first.cgroups()
+    assert len(own) == len(theirs) > 0
+    different = [pair for pair in zip(own, theirs, strict=True) if pair[0] != pair[1]]
+    assert [below.parent for below, _ in different] == [above for _, above in different]
+    assert [below.name[:5] for below, _ in different] == ["exec-"]
     assert os.stat(second.proc / "root").st_ino == os.stat(first.proc / "root").st_ino
 
 

@@ -21,7 +21,6 @@ from tests.containers.helpers import (
     Cli,
     Gate,
     Live,
-    lines_of,
     the_complaint,
     wait_exit,
 )
@@ -62,14 +61,13 @@ def test_a_detached_command_runs_alone_and_leaves_nothing(
     keeper = parent_of(process.pid)
     supervisor = parent_of(keeper)
     assert group_of(live, process.pid).exists()
-    events = cli.start("events", "--follow", "--json", "--filter", "type=exec_exited")
     go.open()
-    told = json.loads(next(lines_of(events)))
-    assert (told["id"], told["attributes"]) == (live.id, {"pid": process.pid, "exit_code": 7})
     for pid in (process.pid, keeper, supervisor):
         wait_exit(pid)
     assert groups(live) == []
     assert alive(live) == [live.pid]
+    (told,) = ends(cli)
+    assert (told["id"], told["attributes"]) == (live.id, {"pid": process.pid, "exit_code": 7})
 
 
 def test_what_cannot_be_executed_is_told_in_the_foreground(cli: Cli, live: Live) -> None:

@@ -7,6 +7,7 @@ import pytest
 from craterun.core.cgroups import (
     PARENT,
     CgroupPlan,
+    exec_parent,
     plan_cgroups,
     plan_writes,
     possible_paths,
@@ -171,3 +172,32 @@ def test_the_v1_freezer_is_used_only_where_no_v2_hierarchy_can_freeze() -> None:
     freezer = Hierarchy(1, ("freezer",), "/f")
     assert plan_cgroups(ID, make_host(hierarchies=(freezer,))).paths == (f"/f/craterun/{ID}",)
     assert plan_cgroups(ID, make_host(hierarchies=(freezer, UNIFIED))).legacy == ()
+
+
+# --- an exec's own --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hierarchies", "wanted"),
+    [
+        ((UNIFIED,), UNIFIED.mountpoint),
+        ((Hierarchy(1, ("freezer",), "/f"), MEMORY, UNIFIED), UNIFIED.mountpoint),
+        ((MEMORY, Hierarchy(1, ("pids",), "/p"), Hierarchy(1, ("freezer",), "/f")), "/f"),
+        ((MEMORY, Hierarchy(1, ("pids",), "/p")), "/p"),
+        ((Hierarchy(1, ("cpuset", "freezer"), "/f"), Hierarchy(1, ("pids",), "/p")), "/p"),
+        ((MEMORY, CPU), None),
+        ((), None),
+    ],
+)
+def test_an_exec_gets_a_cgroup_where_that_changes_nothing_else(
+    hierarchies: tuple[Hierarchy, ...], wanted: str | None
+) -> None:
+    host = make_host(hierarchies=hierarchies)
+    parent = exec_parent(plan_cgroups(ID, host), host, ID)
+    assert parent == (None if wanted is None else f"{wanted}/{PARENT}/{ID}")
+
+
+def test_an_exec_gets_none_below_a_cgroup_that_is_not_the_containers_own() -> None:
+    host = make_host(hierarchies=(UNIFIED,))
+    shared = CgroupPlan(f"{UNIFIED.mountpoint}/user.slice", ())
+    assert exec_parent(shared, host, ID) is None

@@ -218,6 +218,12 @@ def test_names_that_are_not_utf_8_reach_the_kernel_as_they_were_typed() -> None:
 # --- a further process ----------------------------------------------------------------------------
 
 
+def test_output_that_goes_nowhere_follows_the_input() -> None:
+    plan = make_exec_plan(output=False)
+    assert only(plan, s.NullInput) < only(plan, s.NullOutput) < only(plan, s.CloseDescriptors)
+    assert not those(make_exec_plan(), s.NullOutput)
+
+
 @every_exec_plan
 def test_the_cgroup_is_entered_while_its_path_still_means_something(plan: s.LaunchPlan) -> None:
     joined = those(plan, s.OpenCgroup, s.EnterCgroup)
