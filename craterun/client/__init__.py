@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -54,6 +54,18 @@ class RunFailedError(CraterunError):
         self.exit_code = exit_code
 
 
+class Executed(NamedTuple):
+    """How a further command has ended, and all that it has written.
+
+    :ivar exit_code: as of ``craterun exec``: the command's own; 124 after a timeout; 125, 126 or
+        127 if it could not be executed, and then ``stderr`` says why
+    """
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+
+
 class Client:
     """Runs and manages containers below one state directory.
 
@@ -80,6 +92,40 @@ class Client:
             message = done.stderr.decode("utf-8", "replace").strip().removeprefix("craterun: ")
             raise RunFailedError(message, done.returncode)
         return done.stdout.decode().strip()
+
+    async def execute(
+        self,
+        container: str,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+        stdin: bytes = b"",
+        timeout: float | None = None,  # noqa: ASYNC109  # enforced where the command is
+    ) -> Executed:
+        """Run a further command in the container, to its end. Cancelled, it is killed with all that
+        it has started.
+
+        :param container: id, prefix or name
+        :param env: added to the container's own
+        :param stdin: what it reads
+        :param timeout: seconds after which it is ended, with all that it has started
+        :raises NoSuchContainerError: there is none
+        :raises ContainerNotRunningError: it has ended
+        """
+        await self._call(local.running_process, container)
+        options = [f"--env={key}={value}" for key, value in (env or {}).items()]
+        options += [f"--workdir={workdir}"] if workdir is not None else []
+        options += [f"--user={user}"] if user is not None else []
+        options += [f"--timeout={timeout}"] if timeout is not None else []
+        done = await anyio.run_process(
+            [sys.executable, "-m", "craterun", "exec", "-i", *options, container, "--", *command],
+            input=stdin,
+            env={**os.environ, "CRATERUN_ROOT": self.store.root},
+            check=False,
+        )
+        return Executed(done.returncode, done.stdout, done.stderr)
 
     async def wait(self, container: str) -> ExitStatus:
         """Until the container has ended and its end is on record. Cancellable at any time.

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 KILL_SECONDS = 2.0
+PATIENT_SECONDS = 30.0
+"""Where nobody waits for it, or only those who asked for it."""
 _END_ATTEMPTS = 50
 _MOVE_ATTEMPTS = 5
 _GONE = (errno.ENOENT, errno.ENODEV)
@@ -138,20 +140,20 @@ def _remove_tree(path: str) -> None:
             os.rmdir(path)
 
 
-def end(paths: Iterable[str]) -> list[str]:
+def end(paths: Iterable[str], seconds: float = KILL_SECONDS) -> list[str]:
     """Remove cgroups whose time is over, and kill what is still in there. Returns those that are
     still in use all the same.
 
     Anew if an exec that has just been asked for makes a cgroup there meanwhile: it will find that
     the container has ended, and each can do so only once.
     """
-    deadline = time.monotonic() + KILL_SECONDS
+    deadline = time.monotonic() + seconds
     left = remove(paths)
     for _ in range(_END_ATTEMPTS):
-        seconds = deadline - time.monotonic()
-        if not left or seconds <= 0:
+        remaining = deadline - time.monotonic()
+        if not left or remaining <= 0:
             break
-        kill(left, seconds)
+        kill(left, remaining)
         left = remove(left)
     return left
 
@@ -205,6 +207,6 @@ def main(how: str, path: str) -> None:
     :param how: ``kill`` or ``dissolve``
     """
     if how == "kill":
-        end([path])
+        end([path], PATIENT_SECONDS)
     else:
         dissolve(path)

@@ -182,7 +182,7 @@ class Execution:
         was_ended = self._was_ended or self._launched.status is None
         with trio.CancelScope(shield=True):
             if was_ended:
-                await trio.to_thread.run_sync(emptying.end, [self._group])
+                await trio.to_thread.run_sync(emptying.end, [self._group], emptying.PATIENT_SECONDS)
             else:
                 await trio.to_thread.run_sync(emptying.dissolve, self._group)
         self._group = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from craterun.core.errors import (
     ContainerPausedError,
     NoSuchContainerError,
 )
+from tests.containers.helpers import wait_exit
 
 Backend = Callable[[Callable[[], Awaitable[None]]], None]
 
@@ -132,5 +134,35 @@ def test_samples_of_named_containers_end_with_them(
         assert seen
         await client.wait(container)
         await client.remove(container)
+
+    run_in(main)
+
+
+def test_a_further_command_is_executed_and_ends_when_it_is_cancelled(
+    run_in: Backend, state_root: Path, rootfs: Path
+) -> None:
+    async def main() -> None:
+        client = Client(state_root)
+        box = await client.run(Spec(command=("sleep", "1000000"), rootfs=str(rootfs)))
+        script = "cat; echo $X >&2; id -un; exit 5"
+        done = await client.execute(
+            box, ("sh", "-c", script), env={"X": "a b"}, user="alice", stdin=b"in\n"
+        )
+        assert done == (5, b"in\nalice\n", b"a b\n")
+        done = await client.execute(box, ("sleep", "1000000"), timeout=0.1)
+        assert done.exit_code == 124
+        async with anyio.create_task_group() as tasks:
+            command = ("sh", "-c", "(busybox setsid sleep 1000000 &); echo >/up; sleep 1000000")
+            os.mkfifo(rootfs / "up")
+            tasks.start_soon(client.execute, box, command)
+            await anyio.to_thread.run_sync((rootfs / "up").read_bytes)
+            inside = {process.pid for process in await client.top(box)}
+            tasks.cancel_scope.cancel()
+        first = (await client.inspect(box)).record.pid
+        for pid in inside - {first}:
+            await anyio.to_thread.run_sync(wait_exit, pid)
+        await client.remove(box, force=True)
+        with pytest.raises(NoSuchContainerError):
+            await client.execute(box, ("true",))
 
     run_in(main)
