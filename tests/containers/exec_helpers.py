@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -106,11 +105,3 @@ def group_of(live: Live, pid: int) -> Path:
     (group,) = set(cgroup_directories(pid, live.id)) - set(live.cgroups())
     assert group.name.startswith("exec-")
     return group
-
-
-def wait_refused(events: Path) -> None:
-    """Until a fork was refused, of which not every kernel tells who polls pids.events."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while events.read_text().split() == ["max", "0"]:
-        assert time.monotonic() < deadline, "the limit on processes is never hit"
-        os.sched_yield()

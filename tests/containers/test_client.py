@@ -156,7 +156,7 @@ def test_a_further_command_is_executed_and_ends_when_it_is_cancelled(
             os.mkfifo(rootfs / "up")
             tasks.start_soon(client.execute, box, command)
             await anyio.to_thread.run_sync((rootfs / "up").read_bytes)
-            inside = {process.pid for process in await client.top(box)}
+            inside = {process.host_pid for process in await client.top(box)}
             tasks.cancel_scope.cancel()
         first = (await client.inspect(box)).record.pid
         for pid in inside - {first}:
