@@ -217,6 +217,48 @@ def test_killing_a_version_2_cgroup_reaches_those_below_it(plan: CgroupPlan) -> 
     assert cgroup.remove(plan.paths) == []
 
 
+def test_what_is_over_is_removed_with_what_is_below_it_in_every_hierarchy(plan: CgroupPlan) -> None:
+    for path in plan.paths:
+        os.makedirs(f"{path}/a/b")
+        with parked(partial(enter, f"{path}/a/b")) as pid, parked(partial(enter, path)) as other:
+            assert cgroup.end([path]) == []
+            assert [wait_for_death(one) for one in (pid, other)] == [signal.SIGKILL] * 2
+        assert not os.path.isdir(path)
+
+
+def test_a_cgroup_is_dissolved_into_the_one_above(plan: CgroupPlan) -> None:
+    for path in plan.paths:
+        below = f"{path}/below"
+        os.mkdir(below)
+        with parked(partial(enter, below)) as one, parked(partial(enter, below)) as other:
+            assert emptying.dissolve(below)
+            assert not os.path.isdir(below)
+            assert sorted(cgroup.processes(path)) == sorted([one, other])
+            assert os.waitpid(one, os.WNOHANG) == (0, 0)
+        assert emptying.dissolve(below)  # it is gone: nothing to be done
+    assert cgroup.remove(plan.paths) == []
+
+
+def test_somebody_else_may_remove_what_is_below_meanwhile(
+    plan: CgroupPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As an exec's supervisor does when its container ends, whose own has to go all the same.
+    for path in plan.paths:
+        os.mkdir(f"{path}/exec")
+    listed = emptying._children
+
+    def list_and_lose(path: str) -> list[str]:
+        found = listed(path)
+        for child in found:
+            os.rmdir(child)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(emptying, "_children", list_and_lose)
+        assert cgroup.remove(plan.paths) == []
+    assert not any(exist(plan))
+
+
 def test_killing_what_is_empty_or_gone_is_no_error(plan: CgroupPlan) -> None:
     cgroup.kill(plan.paths)
     cgroup.remove(plan.paths)
