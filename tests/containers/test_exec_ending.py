@@ -159,12 +159,10 @@ def test_the_limits_of_the_container_hold(cli: Cli, rootfs: Path, layout: str) -
         inside.ok("rm", "--force", live.id)
 
 
-@everywhere
+@pytest.mark.parametrize("layout", [on_host, "v1"])
 def test_a_paused_container_pauses_its_execs_and_they_can_be_ended(
     cli: Cli, rootfs: Path, layout: str
 ) -> None:
-    if layout == "v1 without freezer":
-        pytest.skip("nothing pauses there")
     with in_layout(cli, layout) as inside:
         live = inside.detach("--rootfs", str(rootfs), "--", *SLEEP)
         running = spawn(inside, live)

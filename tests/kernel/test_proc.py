@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from craterun.core.life import Process
-from craterun.linux.proc import boot_id, is_alive, open_process
+from craterun.linux.proc import boot_id, is_alive, is_exiting, open_process
 from tests.kernel.forked import in_child, parked, start_time
 
 _NR_EXIT = {"x86_64": 60}.get(os.uname().machine, 93)
@@ -163,6 +163,17 @@ def _leave_a_thread_behind(tell: int) -> None:
 
     threading.Thread(target=stay).start()
     ctypes.CDLL(None).syscall(_NR_EXIT, 0)
+
+
+def test_what_has_ended_is_exiting_reaped_or_not() -> None:
+    assert not is_exiting(os.getpid())
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert is_exiting(pid)
+    os.waitpid(pid, 0)
+    assert is_exiting(pid)
 
 
 def test_a_process_whose_first_thread_has_ended_is_alive() -> None:
