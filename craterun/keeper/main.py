@@ -401,7 +401,10 @@ class Keeper:
             "from craterun.linux.emptying import main; main(*sys.argv[1:])"
         )
         command = [self.takeover[0], "-I", "-S", "-c", code, how, os.fsdecode(group)]
-        self.helpers.append(os.posix_spawn(command[0], command, os.environ))
+        try:
+            self.helpers.append(os.posix_spawn(command[0], command, os.environ))
+        except OSError:
+            return  # no more processes here; it goes with the container, whose keeper we may be
 
     def start_successor(self) -> None:
         """Start another supervisor, as a child of ours."""
