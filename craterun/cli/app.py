@@ -105,8 +105,17 @@ def run_command_line(arguments: list[str]) -> int:
     except OSError as error:
         if debug:
             raise
+        from craterun.linux.shortage import cause
+
         where = f"{printable(str(error.filename))}: " if error.filename else ""
-        return _fail(f"{where}{os.strerror(error.errno or 0)}", 125)
+        why = cause(error.errno or 0)
+        return _fail(f"{where}{os.strerror(error.errno or 0)}{why and '; '}{why}", 125)
+    except RuntimeError as error:
+        from craterun.linux.shortage import is_no_thread, processes
+
+        if debug or not is_no_thread(error):
+            raise
+        return _fail(f"cannot start a thread; {processes()}", 125)
     return result if isinstance(result, int) else 0
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from craterun.core.errors import StateError, printable
 from craterun.core.events import Event, Filter
 from craterun.linux.inotify import DirectoryWatch
+from craterun.linux.shortage import inotify_limit
 from craterun.state.journal import JournalReader, make_journal_directory
 
 _NANOSECOND = 1e-9
@@ -49,8 +50,11 @@ class EventFeed:
             self._reader = JournalReader(root, at_end=follow and since is None)
         except OSError as error:
             self.close()
+            of_watch = str(error.filename).startswith("inotify")
+            why = inotify_limit(error.errno or 0) if of_watch else ""
             raise StateError(
-                f"cannot follow the events in {printable(root)}: {os.strerror(error.errno or 0)}"
+                f"cannot follow the events in {printable(root)}: "
+                f"{os.strerror(error.errno or 0)}{why and '; '}{why}"
             ) from error
 
     @property

@@ -35,19 +35,22 @@ _ELF_MACHINES = {
 }  # fmt: skip
 
 
-def explain(plan: s.LaunchPlan, number: int, errno: int, evidence: bytes) -> CraterunError:
+def explain(
+    plan: s.LaunchPlan, number: int, errno: int, evidence: bytes, cause: str = ""
+) -> CraterunError:
     """The exception for a failed launch.
 
     :param number: of the call that failed, counted over the whole plan; -1 if there was no child
     :param evidence: empty, or first a byte that tells what follows: ``x``: an internal error;
         ``c``: the system call; ``p``: what `keeper.child` knows about the file that would not
         execute, or, if there was no child, the path of the call
+    :param cause: what the world says about it, if somebody has looked
     """
     kind, text = evidence[:1], evidence[1:]
     if kind == b"x":
         return CraterunError(f"internal error while starting the container: {printable(text)}")
     if number < 0:
-        hint = _CLONE_HINTS.get(errno, "")
+        hint = cause or _CLONE_HINTS.get(errno, "")
         call = text.decode() if kind == b"c" else f"open {printable(text)}"
         if errno == e.EINVAL and call == "fchown":
             hint = "in a container started without root, 0 is the only user and group"
@@ -83,7 +86,9 @@ def explain(plan: s.LaunchPlan, number: int, errno: int, evidence: bytes) -> Cra
         )
     if isinstance(failed, s.JoinNamespaces) and errno == e.ESRCH:
         return ContainerNotRunningError("the container has just ended")
-    return KernelRefusedError(failed.doing(), call, failed.target(), errno, _hint(failed, errno))
+    return KernelRefusedError(
+        failed.doing(), call, failed.target(), errno, _hint(failed, errno) or cause
+    )
 
 
 def _hint(failed: s.Step, errno: int) -> str:

@@ -60,6 +60,8 @@ TARGET_EXISTING: Final = 2
 MSG_LAUNCH: Final = 1
 MSG_ADOPT: Final = 2
 MSG_RELEASE: Final = 3
+MSG_DROP: Final = 4
+"""End a process of which nothing is to be heard any more, and forget it."""
 # --- messages, keeper to supervisor -------------------------------------------------------------
 MSG_STARTED: Final = 10
 MSG_FAILED: Final = 11

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 
 from craterun.core import flags as f
 from craterun.core import hostroot, mounts
@@ -170,7 +170,7 @@ def _terminal(identity: Identity, window: tuple[int, int]) -> s.Step:
     return s.OpenTerminal(identity.uid, struct.pack("HHHH", *window, 0, 0))
 
 
-@cache
+@lru_cache(maxsize=256)
 def _enter_root(root: RootDirectory) -> tuple[s.Step, ...]:
     source = os.fsencode(root.path)
     return (m.CloneTree(op.SLOT_ROOT, source, 0, root.device, root.inode), m.EnterRoot())

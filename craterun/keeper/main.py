@@ -34,6 +34,11 @@ _MAX_TAKEOVERS = 5
 _TAKEOVER_SECONDS = 10.0
 """Supervisors that die faster than this many in this time are not replaced any more."""
 _CLONE_FAILED = -1
+_EMFILE = 24
+_RESERVED_FILES = 8
+"""Highest numbers that a launch leaves free: what runs must not fail for want of a descriptor."""
+_SUCCESSOR_SECONDS = 0.5
+"""A successor that cannot be started, for want of processes or memory, is tried again so often."""
 _MAX_PROGRAMS = 256
 
 
@@ -96,6 +101,7 @@ class Keeper:
         self.takeovers: list[float] = []
         self.successor = 0
         self.helpers: list[int] = []
+        self.successor_due = False
         self.buffer = bytearray(wire.INLINE_BYTES + 1)
         self.kept: dict[int, Kept] = {}
         self.by_fd: dict[int, Kept] = {}
@@ -106,8 +112,10 @@ class Keeper:
     def run(self) -> None:
         """Serve until the supervisor is gone and nothing is left to keep."""
         while self.sock is not None or self.kept:
-            events = self.epoll.poll()
+            events = self.epoll.poll(_SUCCESSOR_SECONDS if self.successor_due else None)
             self.woken = time.monotonic_ns()
+            if self.successor_due:
+                self.start_successor()
             for fd, _ in events:
                 if (kept := self.by_fd.get(fd)) is None:
                     if self.sock is not None and fd == self.sock.fileno():
@@ -135,25 +143,41 @@ class Keeper:
                 self.release_all(message[1])
             elif message[0] == op.MSG_ADOPT:
                 self.hand_over()
+            elif message[0] == op.MSG_DROP:
+                self.abandon(self.kept[message[1]])
             else:
                 self.supervisor_died()
+        except wire.DescriptorsLostError as lost:
+            self.refuse(*lost.message)
         except (wire.BrokenPeerError, ConnectionError, TypeError, ValueError, LookupError):
             # Gone, or not our supervisor's messages: the same to us.
             self.supervisor_died()
 
-    def send(self, message: tuple[Any, ...], fds: list[int]) -> None:
-        """Send; a supervisor that is gone is noticed by `serve`, so failing here is no news."""
+    def refuse(self, kind: int, number: int, *others: Any) -> None:
+        """A request whose descriptors there was no room for: of a launch, there is nothing yet."""
+        if kind == op.MSG_LAUNCH:
+            self.release_all(others[3])
+            self.send((op.MSG_FAILED, number, _CLONE_FAILED, _EMFILE, b"crecvmsg"), [])
+
+    def send(self, message: tuple[Any, ...], fds: list[int]) -> int:
+        """Send; a supervisor that is gone is noticed by `serve`, so failing here is no news.
+
+        Returns 0, or why the kernel cannot carry so much: ETOOMANYREFS, ENOBUFS.
+        """
         if self.sock is None:
-            return
+            return 0
         data, memfd = wire.encode(message)
         try:
             everything = [*fds, memfd] if memfd >= 0 else fds
             self.sock.sendmsg([data], wire.ancillary(everything), _socket.MSG_NOSIGNAL)
         except ConnectionError:
             pass
+        except OSError as error:
+            return error.errno or 0
         finally:
             if memfd >= 0:
                 os.close(memfd)
+        return 0
 
     def launch(
         self,
@@ -194,6 +218,9 @@ class Keeper:
             if cgroup:
                 born_in = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 child_ends.append(born_in)
+            limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            if max(kept.error, *kept.pipes, *child_ends) >= limit - _RESERVED_FILES:
+                raise OSError(_EMFILE, "too many open files", "pipe2")
             first = opening(streams, error_end, given, self.open_files)
             stamps.reserve(number)
             cloning = time.monotonic_ns()
@@ -203,7 +230,12 @@ class Keeper:
             kept.times = (cloning, time.monotonic_ns(), 0, 0)
             kept.pid, kept.pidfd = pid, pidfd
             kept.start_time = start_time(pid)
+            self.watch(kept.error, kept)
+            self.watch(kept.pidfd, kept)
         except OSError as error:
+            if kept.pidfd >= 0:  # a child that cannot be kept
+                _signal.pidfd_send_signal(kept.pidfd, _signal.SIGKILL)
+                os.waitid(os.P_PIDFD, kept.pidfd, os.WEXITED)
             name = error.filename
             evidence = b"p" + name if isinstance(name, bytes) else b"c" + str(name or "").encode()
             self.send((op.MSG_FAILED, number, _CLONE_FAILED, error.errno or 0, evidence), [])
@@ -214,8 +246,6 @@ class Keeper:
                 os.close(fd)
             if join >= 0:
                 os.close(join)
-        self.watch(kept.error, kept)
-        self.watch(kept.pidfd, kept)
 
     def make_pipes(
         self, kept: Kept, child_ends: list[int], wants_stdin: bool, owner: int, merged: bool
@@ -308,14 +338,21 @@ class Keeper:
         else:
             kept.started = True
             kept.times = (*kept.times[:2], stamps.of(kept.number), self.woken)
+            refused = 0
             if kept.terminal is not None:
                 # Sent before execve, hence there. A child that was killed on the way sent nothing.
-                kept.pipes = _receive_descriptor(kept.terminal)
+                try:
+                    kept.pipes = _receive_descriptor(kept.terminal)
+                except OSError as error:
+                    refused = error.errno or 0
                 kept.terminal.close()
                 kept.terminal = None
             fds = [kept.pidfd, *kept.pipes]
             told = (op.MSG_STARTED, kept.number, kept.pid, kept.start_time, *kept.times)
-            self.send(told, fds)
+            refused = refused or self.send(told, fds)
+            if refused:  # nobody could see what it says: its end is told as a failure
+                kept.failure = (_CLONE_FAILED, refused, b"crecvmsg")
+                _signal.pidfd_send_signal(kept.pidfd, _signal.SIGKILL)
             # Output pipes are held for a successor. The input pipe must not be: the container sees
             # its end when the last writer closes it, and that is the supervisor's decision.
             for fd in kept.pipes[kept.outputs :]:
@@ -327,8 +364,9 @@ class Keeper:
         os.waitpid(kept.pid, 0)
         self.unwatch(kept.pidfd)
         kept.pid = pid
-        kept.pidfd = os.pidfd_open(pid)
+        # In this order: there may be room for one descriptor, the one that was just closed.
         kept.start_time = start_time(pid)
+        kept.pidfd = os.pidfd_open(pid)
         self.watch(kept.pidfd, kept)
 
     def reap(self, kept: Kept) -> None:
@@ -378,8 +416,7 @@ class Keeper:
         for kept in list(self.kept.values()):
             if hopeless or not kept.cookie:
                 self.abandon(kept)
-        if any(not kept.abandoned for kept in self.kept.values()):
-            self.start_successor()
+        self.start_successor()
 
     def abandon(self, kept: Kept) -> None:
         """Kill, with all that it has started; it is released when it has been reaped."""
@@ -407,14 +444,26 @@ class Keeper:
             return  # no more processes here; it goes with the container, whose keeper we may be
 
     def start_successor(self) -> None:
-        """Start another supervisor, as a child of ours."""
-        ours, theirs = _socket_pair()
-        os.set_inheritable(theirs.fileno(), True)
-        command = [*self.takeover, str(theirs.fileno())]
-        self.successor = os.posix_spawn(command[0], command, os.environ)
-        theirs.close()
+        """Start another supervisor, as a child of ours; later, if there is no room for one now.
+
+        Until then its containers live on, and what they write waits in their pipes.
+        """
+        self.successor_due = any(not kept.abandoned for kept in self.kept.values())
+        if not self.successor_due:
+            return
+        try:
+            ours, theirs = _socket_pair()
+            try:
+                os.set_inheritable(theirs.fileno(), True)
+                command = [*self.takeover, str(theirs.fileno())]
+                self.successor = os.posix_spawn(command[0], command, os.environ)
+            finally:
+                theirs.close()
+            self.epoll.register(ours.fileno(), select.EPOLLIN)
+        except OSError:
+            return
         self.sock = ours
-        self.epoll.register(ours.fileno(), select.EPOLLIN)
+        self.successor_due = False
 
     def hand_over(self) -> None:
         """Tell a successor about everything that is kept."""
@@ -441,12 +490,17 @@ def _own(pipe: int, owner: int) -> None:
 
 
 def _receive_descriptor(sock: Any) -> list[int]:
-    """What came by SCM_RIGHTS, if anything."""
+    """What came by SCM_RIGHTS, if anything.
+
+    Raises `OSError` with EMFILE if there is no room for it.
+    """
     try:
         flags = _socket.MSG_DONTWAIT | _socket.MSG_CMSG_CLOEXEC
-        _, ancillary, _, _ = sock.recvmsg(1, _socket.CMSG_SPACE(4), flags)
+        _, ancillary, flags, _ = sock.recvmsg(1, _socket.CMSG_SPACE(4), flags)
     except BlockingIOError:
         return []
+    if flags & _socket.MSG_CTRUNC:
+        raise OSError(_EMFILE, "too many open files", "recvmsg")
     return [int.from_bytes(data[:4], sys.byteorder) for _, _, data in ancillary]
 
 

@@ -63,7 +63,20 @@ def spawn_keeper() -> SpawnedKeeper:
 
     Closing the socket ends the keeper, after it has found a successor for the containers that
     outlive their supervisor.
+
+    :raises KernelRefusedError: there are too many open files or processes; the message says which
+        limit that is
     """
+    try:
+        return _spawn()
+    except OSError:
+        from craterun.linux.shortage import explained  # which those who succeed need not wait for
+
+        with explained("start the keeper"):
+            raise
+
+
+def _spawn() -> SpawnedKeeper:
     interpreter = _readonly_interpreter()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:

@@ -6,6 +6,10 @@ msgspec there was measured to add 4 MB of private memory, whose page tables ever
 of 690 microseconds per fork and exit. Both ends are one Python, started by the same program, and
 share a privilege; nothing of a container's reaches this socket. A message of the wrong shape means
 that the peer is broken, and ends the connection.
+
+Descriptors are another matter: a receiver that has as many open as it may gets the message without
+them (MSG_CTRUNC in recv(2)), which is nobody's fault. What the message is about is in the packet
+itself even if the rest of it is in a memfd, so that the receiver can refuse that one thing.
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ INLINE_BYTES = 64 * 1024
 """Larger messages travel in a memfd: a socket buffer holds about 200 KiB, a command line 2 MiB."""
 
 MAX_DESCRIPTORS = 8
+_MAX_ELEMENTS = 7
+_SMALL_BYTES = INLINE_BYTES // (_MAX_ELEMENTS + 1)
+"""Elements of a large message that are in the packet, too: at most so many, at most so large."""
 _IN_MEMFD = b"M"
 _INLINE = b"I"
 _INT = 4
@@ -32,15 +39,37 @@ class BrokenPeerError(Exception):
     """The other end sent what no healthy one would."""
 
 
+class DescriptorsLostError(Exception):
+    """This process could not take the descriptors that came with a message; they are all closed.
+
+    :ivar message: the message; of a large one only the small elements, with None for the others
+    """
+
+    def __init__(self, message: tuple[Any, ...]) -> None:
+        self.message = message
+        super().__init__(message)
+
+
 def encode(message: tuple[Any, ...]) -> tuple[bytes, int]:
     """(bytes to send, descriptor of a memfd with the message or -1). The caller owns the memfd."""
     body = marshal.dumps(message)
     if len(body) <= INLINE_BYTES:
         return _INLINE + body, -1
     fd = os.memfd_create("craterun-message", os.MFD_CLOEXEC)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(body)
-    return _IN_MEMFD, fd
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(body)
+    except BaseException:
+        os.close(fd)
+        raise
+    return _IN_MEMFD + marshal.dumps(_small_elements(message)), fd
+
+
+def _small_elements(message: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        element if len(marshal.dumps(element)) <= _SMALL_BYTES else None
+        for element in message[:_MAX_ELEMENTS]
+    )
 
 
 def ancillary(fds: list[int]) -> list[tuple[int, int, bytes]]:
@@ -55,7 +84,8 @@ def receive(sock: Any, buffer: bytearray) -> tuple[Any, list[int]] | None:
     """One message and the descriptors that came with it, which the caller now owns.
 
     Returns None at end-of-file. Raises `BlockingIOError` if nothing is there on a non-blocking
-    socket, and `BrokenPeerError` for nonsense. ``buffer`` holds at least INLINE_BYTES + 1.
+    socket, `BrokenPeerError` for nonsense, and `DescriptorsLostError` if this process has no room
+    for the descriptors. ``buffer`` holds at least INLINE_BYTES + 1.
     """
     size, data, flags, _ = sock.recvmsg_into([buffer], _ANCILLARY, _socket.MSG_CMSG_CLOEXEC)
     fds = [
@@ -68,11 +98,13 @@ def receive(sock: Any, buffer: bytearray) -> tuple[Any, list[int]] | None:
         for fd in fds:
             os.close(fd)
         return None
+    lost = bool(flags & _socket.MSG_CTRUNC)
     try:
-        if flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC):
+        # Nobody sends more than was agreed: if as many came, others did, too, and were cut off.
+        if flags & _socket.MSG_TRUNC or (lost and len(fds) >= MAX_DESCRIPTORS):
             raise BrokenPeerError("message or descriptors were truncated")
         view = memoryview(buffer)[:size]
-        if view[:1] == _IN_MEMFD:
+        if view[:1] == _IN_MEMFD and not lost:
             memfd = fds.pop()
             try:
                 body = os.pread(memfd, os.fstat(memfd).st_size, 0)
@@ -83,6 +115,8 @@ def receive(sock: Any, buffer: bytearray) -> tuple[Any, list[int]] | None:
             message = marshal.loads(view[1:])
         if not isinstance(message, tuple) or not message:
             raise BrokenPeerError("not a message")
+        if lost:
+            raise DescriptorsLostError(message)
     except BaseException as error:
         for fd in fds:
             os.close(fd)

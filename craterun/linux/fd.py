@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import warnings
 
 
@@ -50,3 +51,17 @@ class Fd:
 
     def __repr__(self) -> str:
         return f"Fd({self._number})"
+
+
+def reserved_files(limit: int) -> int:
+    """How many of a process's ``limit`` descriptors no further container may take.
+
+    They are for what must not fail while containers run: their logs, counters and last records.
+    """
+    return min(64, limit // 4)
+
+
+def is_plentiful(number: int) -> bool:
+    """Whether there are enough descriptors for one that was just opened to be kept."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return number < limit - reserved_files(limit) // 2

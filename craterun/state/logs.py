@@ -75,9 +75,17 @@ class Writer(Protocol):
     def complaint(self) -> str | None: ...
 
 
-def open_writer(directory: int, options: LogOptions, *, resume: bool) -> Writer:
+def open_writer(
+    directory: int,
+    options: LogOptions,
+    *,
+    resume: bool,
+    may_keep: Callable[[int], bool] | None = None,
+) -> Writer:
     """The writer for a container's folder, whose descriptor stays the caller's."""
-    return NoLog() if options.driver == "none" else LogWriter(directory, options, resume=resume)
+    if options.driver == "none":
+        return NoLog()
+    return LogWriter(directory, options, resume=resume, may_keep=may_keep)
 
 
 class NoLog:
@@ -127,17 +135,26 @@ class LogWriter:
     """
 
     def __init__(
-        self, directory: int, options: LogOptions | None = None, *, resume: bool = False
+        self,
+        directory: int,
+        options: LogOptions | None = None,
+        *,
+        resume: bool = False,
+        may_keep: Callable[[int], bool] | None = None,
     ) -> None:
         """:param directory: descriptor of the container's folder, which stays the caller's
         :param options: default: the defaults
         :param resume: go on with what an earlier writer left
+        :param may_keep: whether a file that was just opened may stay open; else it is closed again
+            after each chunk, so that however many containers write, few descriptors do
         """
         options = options or LogOptions()
         self._directory = directory
         self._max_bytes = options.max_bytes
         self._max_files = options.max_files
         self._files: dict[str, int] = {}
+        self._may_keep = may_keep
+        self._is_short = False
         # The pumps of both streams may be in threads, and rotating concerns both.
         self._writing = threading.Lock()
         self.sizes = dict.fromkeys(Stream, 0)
@@ -165,7 +182,7 @@ class LogWriter:
             while data:
                 if self.error is not None:
                     self.lost_bytes += len(data)
-                    return
+                    break
                 try:
                     room = self._room(stream)
                     if room <= 0:
@@ -176,6 +193,9 @@ class LogWriter:
                     continue
                 self._append(stream, data[:room], time_ns, then)
                 data = data[room:]
+            if self._is_short:
+                self._is_short = False
+                self._close()
 
     def _room(self, stream: Stream) -> int:
         """Bytes that may be appended to ``stream`` in this segment."""
@@ -314,6 +334,7 @@ class LogWriter:
         if fd is None:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = self._files[name] = os.open(name, flags, 0o600, dir_fd=self._directory)
+            self._is_short |= self._may_keep is not None and not self._may_keep(fd)
         return fd
 
     def _open_to_read(self, name: str) -> int:

@@ -36,6 +36,8 @@ from craterun.state.records import FILE_NAMES, read_record, write_record
 
 _NAMES = ".names"
 _MAKING_SECONDS = 1.0
+_NO_ROOM_HERE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Not the fault of the directory: no other one would do."""
 _REMOVALS = 3
 """Attempts at removing a folder in which an update of the limits may just be writing a file."""
 SYSTEM_ROOT = "/var/lib/craterun"
@@ -65,10 +67,11 @@ class Store:
 
     def create(self, record: Record) -> int:
         """Make a container's folder with its first record. Returns the locked folder's descriptor,
-        which the caller owns.
+        which the caller owns. After an error nothing is left there.
 
         :raises NameInUseError: another container has the name
-        :raises StateError: the state directory cannot be written to; nothing is left there
+        :raises StateError: the state directory cannot be written to
+        :raises OSError: this process has no descriptor or memory left for it
         """
         path = self.path(record.id)
         fd, made = -1, False
@@ -90,7 +93,7 @@ class Store:
                 os.close(fd)
             if made:
                 _discard(path)
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) and error.errno not in _NO_ROOM_HERE:
                 raise StateError(
                     f"cannot create container state in {printable(self.root)}: "
                     f"{os.strerror(error.errno or 0)}; use --root or CRATERUN_ROOT to keep it "

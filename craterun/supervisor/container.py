@@ -23,7 +23,7 @@ from craterun.core.life import ExitStatus, Record, State
 from craterun.core.oom import OomCount
 from craterun.core.phases import with_end
 from craterun.linux import cgroup, freezer
-from craterun.linux.fd import Fd
+from craterun.linux.fd import Fd, is_plentiful
 from craterun.linux.meter import final_figures
 from craterun.state.journal import Told
 from craterun.state.loghead import Head
@@ -88,7 +88,7 @@ class Container:
         self._directory = directory
         self._lives = Lives(record, directory.fileno(), relaunch)
         self._log = OutputLog(
-            open_writer(directory.fileno(), record.log, resume=adopted),
+            open_writer(directory.fileno(), record.log, resume=adopted, may_keep=is_plentiful),
             may_go_on=relaunch is not None,
         )
         self._services = services
@@ -365,7 +365,9 @@ class Container:
         """The final record: written, or removed with everything else."""
         status = self._launched.status or ExitStatus(None)
         if self._launched.status is None:
-            self._note("the keeper died, and with it the knowledge of the exit code")
+            fate = self._services.link.fate
+            how = f" ({fate})" if fate else ""
+            self._note(f"the keeper died{how}, and with it the knowledge of the exit code")
         self._count_last_kills()  # before `_write_end` removes the cgroup
         self.record = await self._services.clerk.do(self._write_end, status)
         self._directory.close()

@@ -15,7 +15,6 @@ from craterun.core.errors import (
     KernelRefusedError,
     LimitError,
 )
-from craterun.core.failures import explain
 from craterun.core.life import Process, Record, State
 from craterun.core.plan import plan_exec
 from craterun.core.spec import HostFacts, check_process
@@ -26,6 +25,7 @@ from craterun.linux.proc import is_exiting, open_process
 from craterun.linux.rootfs import look_up_user
 from craterun.linux.userns import same_user_namespace
 from craterun.supervisor.execution import Execution
+from craterun.supervisor.lives import refusal
 
 if TYPE_CHECKING:
     from craterun.core.execspec import ExecSpec
@@ -126,7 +126,12 @@ async def launch(services: Services, prepared: Prepared, spec: ExecSpec) -> Exec
             prepared.pidfd.close()
         await launched.settled.wait()
         if launched.failure is not None:
-            raise explain(prepared.plan, *msgspec.structs.astuple(launched.failure))
+            raise refusal(services.link, prepared.plan, launched.failure)
+        try:
+            return Execution(launched, prepared.record.id, spec, group)
+        except BaseException:
+            await services.link.drop(launched)
+            raise
     except BaseException as error:
         if group:
             await trio.to_thread.run_sync(emptying.end, [group])
@@ -135,7 +140,6 @@ async def launch(services: Services, prepared: Prepared, spec: ExecSpec) -> Exec
         ):
             raise _not_running(prepared.record) from error
         raise
-    return Execution(launched, prepared.record.id, spec, group)
 
 
 def require_unpaused(record: Record, facts: HostFacts) -> None:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
+from craterun.linux.shortage import SHORTAGES, is_no_thread
+
 if TYPE_CHECKING:
     from craterun.state.logs import Stream
     from craterun.supervisor.pumps import OutputLog
@@ -40,13 +42,20 @@ class Left(NamedTuple):
     unlogged: bytes
 
 
-async def pump_express(pipe: int, log: OutputLog, stream: Stream) -> Left:
+async def pump_express(pipe: int, log: OutputLog, stream: Stream) -> Left | None:
     """Move everything from ``pipe`` (borrowed, non-blocking) to readers and log, in a thread.
 
-    Until end-of-file, until the log fails, or until cancelled.
+    Until end-of-file, until the log fails, or until cancelled. None: there is no thread or no
+    descriptor for it, and nothing was done.
     """
     token = trio.lowlevel.current_trio_token()
-    stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    try:
+        stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    except OSError as error:
+        if error.errno not in SHORTAGES:
+            raise
+        return None
+    left: Left | None = None
 
     def announce() -> None:
         token.run_sync_soon(log.announce, stream, idempotent=True)
@@ -61,9 +70,13 @@ async def pump_express(pipe: int, log: OutputLog, stream: Stream) -> Left:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop_thread_when_cancelled)
             # A limiter of its own: it may be there for as long as the container is.
-            left = await trio.to_thread.run_sync(
-                _move, pipe, stop, log, stream, announce, limiter=trio.CapacityLimiter(1)
-            )
+            try:
+                left = await trio.to_thread.run_sync(
+                    _move, pipe, stop, log, stream, announce, limiter=trio.CapacityLimiter(1)
+                )
+            except RuntimeError as error:
+                if not is_no_thread(error):
+                    raise
             nursery.cancel_scope.cancel()
     finally:
         os.close(stop)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -19,18 +22,35 @@ from craterun.core.steps import LaunchPlan
 from craterun.keeper import wire
 from craterun.keeper.spawn import spawn_keeper
 from craterun.linux.fd import Fd
+from craterun.linux.shortage import killed
 
+logger = logging.getLogger("craterun")
+
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ETOOMANYREFS)
+_FATE_SECONDS = 1.0
 _HAS_PIDFD_TO_JOIN = 1
 _HAS_LOCK = 2
 _LIVES_ON = 4
+_MOST_RELEASED = 1000
+"""In one message, so that it always is a small one (`wire`)."""
+
+
+DIED = b"d"
+"""Evidence of a failure that there is nobody left to give evidence of."""
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """A launch that did not get as far as execve: which call, errno, and the child's evidence."""
+    """A launch that did not get as far as execve, or could not be taken over.
+
+    :ivar call: which call of the plan; -1: none of it
+    :ivar evidence: the child's, or the keeper's (`core.failures.explain`)
+    :ivar here: it was this process that had no room
+    """
 
     call: int
     errno: int
     evidence: bytes
+    here: bool = False
 
 
 class Launched:
@@ -86,7 +106,11 @@ class Launched:
 
 
 class KeeperLink:
-    """Owns the keeper's process and socket. `serve` runs as long as the supervisor does."""
+    """Owns the keeper's process and socket. `serve` runs as long as the supervisor does.
+
+    :ivar dead: the keeper is gone
+    :ivar fate: and what killed it, if something did
+    """
 
     def __init__(self, process: subprocess.Popen[bytes] | None, sock: socket.socket) -> None:
         """Takes ownership of both. ``process`` is None if the keeper is our parent."""
@@ -101,11 +125,17 @@ class KeeperLink:
         self._adopted: list[Launched] = []
         self._adoption = trio.Event()
         self.dead = False
+        self.fate = ""
 
     @classmethod
     def spawn(cls) -> KeeperLink:
         """Start a keeper of our own."""
         return cls(*spawn_keeper())
+
+    @property
+    def pid(self) -> int:
+        """The keeper's."""
+        return os.getppid() if self._process is None else self._process.pid
 
     # --- requests -------------------------------------------------------------------------------
 
@@ -130,6 +160,8 @@ class KeeperLink:
         :param group: a cgroup of the process's own, for the keeper to kill all of it and to remove
             it when this supervisor has died
         :param lives_on: without a ``cookie``: do not kill it when this supervisor dies
+        :raises KeeperDiedError: the keeper is gone
+        :raises OSError: this process has no descriptor or memory left for the request
         """
         if replacing is not None:
             self._retire(replacing)
@@ -142,7 +174,7 @@ class KeeperLink:
         code = [part.code for part in plan.parts]
         streams = (plan.stdin, plan.owner, plan.terminal, plan.merged)
         body = (code, plan.clone_flags, plan.cgroup, *streams)
-        released, self._unreleased = self._unreleased, []
+        released = self._take_unreleased()
         try:
             head = (op.MSG_LAUNCH, launched.number, flags, cookie, body, released)
             await self._send((*head, os.fsencode(group)), fds)
@@ -159,12 +191,28 @@ class KeeperLink:
         # Ends that were recorded on one trip of the clerk travel in one message, or along with a
         # launch: each message is a wake-up of the keeper.
         await trio.lowlevel.cancel_shielded_checkpoint()
-        if self._unreleased and not self.dead:
-            released, self._unreleased = self._unreleased, []
+        while self._unreleased and not self.dead:
+            released = self._take_unreleased()
             try:
                 await self._send((op.MSG_RELEASE, released), [])
             except KeeperDiedError:
                 return  # then there is nothing left to release
+
+    def _take_unreleased(self) -> list[int]:
+        released = self._unreleased[:_MOST_RELEASED]
+        del self._unreleased[:_MOST_RELEASED]
+        return released
+
+    async def drop(self, launched: Launched) -> None:
+        """Have a process killed and forgotten: there is no way to look after it."""
+        number = launched.number
+        if self._launched.pop(number, None) is None:
+            return
+        launched.close()
+        try:
+            await self._send((op.MSG_DROP, number), [])
+        except KeeperDiedError:
+            return  # and it with the keeper
 
     def _retire(self, launched: Launched) -> None:
         self._launched.pop(launched.number, None)
@@ -191,9 +239,9 @@ class KeeperLink:
                     else:
                         return
         except (ConnectionError, trio.ClosedResourceError, OSError) as error:
-            raise KeeperDiedError(
-                "the keeper process has died, and its containers with it"
-            ) from error
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                raise
+            raise self.death() from error
         finally:
             holder.close()
 
@@ -202,25 +250,67 @@ class KeeperLink:
     async def serve(self) -> None:
         """Receive until cancelled, or until the keeper dies; then wake everyone who waits."""
         try:
-            while True:
-                await trio.lowlevel.wait_readable(self._socket.fileno())
-                try:
-                    received = wire.receive(self._socket, self._buffer)
-                except BlockingIOError:
-                    continue
-                if received is None:
-                    break
-                self._dispatch(*received)
-        except (ConnectionError, wire.BrokenPeerError):
-            pass  # a broken peer is a dead one
+            # What is to be sent here must not keep us from receiving: the keeper may be waiting for
+            # just that before it receives anything itself.
+            async with trio.open_nursery() as answers:
+                with suppress(ConnectionError, wire.BrokenPeerError):
+                    await self._receive_all(answers)
+                # At its end, or broken, which is the same.
+                answers.cancel_scope.cancel()
         finally:
             self.dead = True
             self._adoption.set()
             for launched in self._launched.values():
                 if not launched.settled.is_set():
-                    launched.failure = Failure(-1, 0, b"xthe keeper died")
+                    launched.failure = Failure(-1, 0, DIED)
                     launched.settled.set()
                 launched.exited.set()
+
+    async def _receive_all(self, answers: trio.Nursery) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._socket.fileno())
+            try:
+                received = wire.receive(self._socket, self._buffer)
+            except BlockingIOError:
+                continue
+            except wire.DescriptorsLostError as lost:
+                self._refuse(answers, *lost.message)
+                continue
+            if received is None:
+                await self._learn_fate()
+                break
+            self._dispatch(*received)
+
+    async def _learn_fate(self) -> None:
+        """How the keeper, which has closed its socket, has ended."""
+        if self._process is None:
+            return
+        with suppress(OSError), trio.move_on_after(_FATE_SECONDS):
+            pidfd = Fd(os.pidfd_open(self._process.pid))
+            try:
+                await trio.lowlevel.wait_readable(pidfd.fileno())
+            finally:
+                pidfd.close()
+            code = self._process.poll()
+            self.fate = killed(-code) if code is not None and code < 0 else ""
+
+    def death(self) -> KeeperDiedError:
+        """What there is to say once the keeper is gone."""
+        why = f": {self.fate}" if self.fate else ""
+        return KeeperDiedError(f"the keeper process has died, and its containers with it{why}")
+
+    def _refuse(self, answers: trio.Nursery, kind: int, number: int, *_: Any) -> None:
+        """News of a process that there was no room for: it goes, the others stay."""
+        launched = self._launched.get(number)
+        if kind == op.MSG_ADOPTED:
+            logger.error("a container cannot be taken over, and is killed: too many open files")
+            launched = self._launched[number] = Launched(number)
+            self._next = max(self._next, number + 1)
+        if launched is not None:
+            answers.start_soon(self.drop, launched)
+            launched.failure = Failure(-1, errno.EMFILE, b"crecvmsg", here=True)
+            launched.settled.set()
+            launched.exited.set()
 
     def _dispatch(self, message: tuple[Any, ...], numbers: list[int]) -> None:
         kind, number, *rest = message
@@ -248,6 +338,7 @@ class KeeperLink:
         elif kind == op.MSG_EXITED:
             launched.reaped(*rest)
         elif kind == op.MSG_FAILED:
+            del self._launched[number]  # as the keeper has done
             launched.failure = Failure(*rest)
             launched.settled.set()
             launched.exited.set()
@@ -277,7 +368,7 @@ class KeeperLink:
     async def aclose(self) -> None:
         """Let the keeper go, and reap it if it is our child."""
         self._socket.close()
-        if self._process is not None:
+        if self._process is not None and self._process.returncode is None:
             await _reap(self._process)
 
 

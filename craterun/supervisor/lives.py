@@ -15,15 +15,17 @@ from datetime import UTC, datetime
 import msgspec
 import trio
 
+from craterun.core.errors import CraterunError
 from craterun.core.failures import explain
 from craterun.core.life import ExitStatus, Record, State
 from craterun.core.phases import Asked, of_start
 from craterun.core.restart import HEALTHY_SECONDS, ends_for_good, pause_before
-from craterun.core.steps import LaunchPlan
+from craterun.core.steps import LaunchPlan, Unshare
 from craterun.linux.inotify import DirectoryWatch
 from craterun.linux.proc import boot_id
+from craterun.linux.shortage import SHORTAGES, cause
 from craterun.state.restart import is_end_requested
-from craterun.supervisor.link import KeeperLink, Launched
+from craterun.supervisor.link import DIED, Failure, KeeperLink, Launched
 
 logger = logging.getLogger("craterun")
 
@@ -69,20 +71,31 @@ class Lives:
     async def wait(self, record: Record) -> bool:
         """The pause before the next life; False if somebody wants the container to end meanwhile.
 
-        :raises OSError: there are too many inotify instances to hear of that
+        With too many inotify instances on this host (128 for a user, by default), that is noticed
+        only after the pause.
         """
         lived = (datetime.now(UTC) - (record.started or record.created)).total_seconds()
         self._short_lives = 0 if lived >= HEALTHY_SECONDS else self._short_lives + 1
+        seconds = pause_before(self._short_lives)
+        with trio.move_on_after(seconds) as self._pause:
+            try:
+                await self._hear_of_end()
+            except OSError as error:
+                if error.errno not in SHORTAGES:
+                    raise
+                logger.debug("the end may be heard of late: %s", error)
+                await trio.sleep_forever()
+        return not self.is_to_end()
+
+    async def _hear_of_end(self) -> None:
+        """Until somebody wants the container to end."""
         watch = DirectoryWatch(f"/proc/self/fd/{self._directory}", contents=True)
         try:
-            seconds = pause_before(self._short_lives)
-            with trio.move_on_after(seconds) as self._pause:
-                while not self.is_to_end():
-                    await trio.lowlevel.wait_readable(watch.fileno())
-                    watch.take()
+            while not self.is_to_end():
+                await trio.lowlevel.wait_readable(watch.fileno())
+                watch.take()
         finally:
             watch.close()
-        return not self.is_to_end()
 
     async def begin(self, ended: Launched) -> Launched:
         """The next life.
@@ -131,5 +144,23 @@ async def launch_container(
     )
     await launched.settled.wait()
     if launched.failure is not None:
-        raise explain(plan, *msgspec.structs.astuple(launched.failure))
+        raise refusal(link, plan, launched.failure)
     return launched
+
+
+def refusal(link: KeeperLink, plan: LaunchPlan, failure: Failure) -> CraterunError:
+    """What a failed launch is told as: if something is short, with what it is."""
+    if failure.evidence == DIED:
+        return link.death()
+    failed = None if failure.call < 0 else plan.origin(failure.call)[0]
+    if failed is None:
+        namespaces = plan.clone_flags
+    else:
+        namespaces = failed.flags if isinstance(failed, Unshare) else 0
+    why = cause(
+        failure.errno,
+        pid=0 if failure.here else link.pid,
+        namespaces=namespaces,
+        mounting=failed is not None,
+    )
+    return explain(plan, failure.call, failure.errno, failure.evidence, why)

@@ -30,9 +30,11 @@ from craterun.core.units import new_id
 from craterun.linux import cgroup, host
 from craterun.linux.fd import Fd
 from craterun.linux.rootfs import check_rootfs, look_up_user
+from craterun.linux.shortage import explained, require_room
 from craterun.linux.userns import require_root
 from craterun.state.restart import write_spec
 from craterun.state.store import Store, default_root
+from craterun.supervisor.admission import Admission
 from craterun.supervisor.container import AtEnd, Container
 from craterun.supervisor.execution import Execution, see_through
 from craterun.supervisor.link import KeeperLink, Launched
@@ -55,12 +57,19 @@ class Supervisor:
     :param root: the state directory; default: CRATERUN_ROOT, or /var/lib/craterun for root, or
         ~/.craterun for others
     :param link: a keeper that was started earlier, to have it ready sooner; owned from now on
+    :param max_parallel_starts: see `Admission`
     :raises UnsupportedHostError: the kernel is too old
+    :raises UsageError: ``max_parallel_starts`` is less than 1
     """
 
     def __init__(
-        self, root: str | os.PathLike[str] | None = None, *, link: KeeperLink | None = None
+        self,
+        root: str | os.PathLike[str] | None = None,
+        *,
+        link: KeeperLink | None = None,
+        max_parallel_starts: int | None = None,
     ) -> None:
+        self._admission = Admission(max_parallel_starts)
         self.store = Store(root if root is not None else default_root())
         self.facts = host.probe()
         self._keeper = link
@@ -132,8 +141,9 @@ class Supervisor:
     ) -> Container:
         """Start a container; returns when its command was executed.
 
-        Starting is not cancelled half-way: it takes milliseconds, and ends with either a running
-        container or nothing.
+        It may have to wait until fewer others are being started (``max_parallel_starts``); that can
+        be cancelled, and nothing was begun. Starting itself is not cancelled half-way: it takes
+        milliseconds, and ends with either a running container or nothing.
 
         :param at_end: called with the final record, which it may change before it is written
         :param container_id: an id that no other container has; default: a random one
@@ -151,40 +161,57 @@ class Supervisor:
         asked = time.monotonic_ns()
         spec.check()
         require_root()
-        services, tasks = self._running()
-        with trio.CancelScope(shield=True):
-            root, identity = await self._examine(spec)
-            prepared = await services.clerk.do(
-                self._prepare, spec, root, identity, container_id or new_id()
-            )
-            sent = time.monotonic_ns()
-            try:
-                launched = await self._launch(services, prepared)
-            except BaseException:
-                await services.clerk.do(self._undo, prepared)
-                raise
-        times = Asked(asked, prepared.begun, sent)
-        record = running_record(prepared.record, launched, times)
-        container = Container(
-            services,
-            self.store,
-            record,
-            launched,
-            prepared.directory,
-            at_end=at_end,
-            relaunch=self._relaunch(services, prepared),
-        )
-        logger.debug("%s: pid %d executed %r", container.id, launched.pid, spec.command)
-        self._containers.add(container)
-        tasks.start_soon(self._look_after, container)
+        self._running()
+        async with self._admission:
+            services, tasks = self._running()  # it may have been closed meanwhile
+            with explained("start the container"), trio.CancelScope(shield=True):
+                root, identity = await self._examine(spec)
+                prepared = await services.clerk.do(
+                    self._prepare, spec, root, identity, container_id or new_id()
+                )
+                sent = time.monotonic_ns()
+                try:
+                    launched = await self._launch(services, prepared)
+                    times = Asked(asked, prepared.begun, sent)
+                    container = await self._take_charge(services, prepared, launched, times, at_end)
+                except BaseException:
+                    await services.clerk.do(self._undo, prepared)
+                    raise
+                # From here on, nothing is awaited: it is looked after, or was never started.
+                logger.debug("%s: pid %d executed %r", container.id, launched.pid, spec.command)
+                self._containers.add(container)
+                tasks.start_soon(self._look_after, container)
         if self._ending:
             container.kill()
         return container
 
+    async def _take_charge(
+        self,
+        services: Services,
+        prepared: _Prepared,
+        launched: Launched,
+        times: Asked,
+        at_end: AtEnd | None,
+    ) -> Container:
+        try:
+            return Container(
+                services,
+                self.store,
+                running_record(prepared.record, launched, times),
+                launched,
+                prepared.directory,
+                at_end=at_end,
+                relaunch=self._relaunch(services, prepared),
+            )
+        except BaseException:
+            await services.link.drop(launched)
+            raise
+
     async def _examine(self, spec: Spec) -> tuple[RootDirectory | None, Identity]:
         """The rootfs, checked, and who the user is there."""
-        if spec.user is None and (spec.rootfs == HOST_ROOTFS or spec.rootfs in self._roots):
-            return self._roots.get(spec.rootfs), Identity()
+        root = self._roots.get(spec.rootfs)
+        if spec.user is None and (spec.rootfs == HOST_ROOTFS or root is not None):
+            return root, Identity()
         # In a thread of its own: the directory may be on a file server that does not answer.
         return await trio.to_thread.run_sync(look_at_rootfs, spec, self._roots)
 
@@ -206,6 +233,7 @@ class Supervisor:
         logger.debug("%s: %d parts, cgroups %s", record.id, len(plan.parts), cgroups.paths)
         directory = Fd(self.store.create(record))
         try:
+            require_room(directory.fileno(), _FILES_TO_COME * self._admission.under_way)
             if spec.restart.condition is not Condition.NO:
                 write_spec(directory.fileno(), spec)
             cgroup.create(cgroups)
@@ -279,6 +307,7 @@ class Supervisor:
         :raises ContainerPausedError: it is paused
         :raises CommandNotFoundError: no such command in the container
         :raises CommandNotExecutableError: it is there but does not execute
+        :raises KernelRefusedError: the kernel refused a step; the message says which
         """
         # Imported here: most supervisors never execute a further command.
         from craterun.core.execspec import ExecSpec
@@ -303,7 +332,7 @@ class Supervisor:
 
         spec.check()
         services, tasks = self._running()
-        with trio.CancelScope(shield=True):
+        with explained("run the command"), trio.CancelScope(shield=True):
             known = [container.record for container in self._containers]
             prepared = await trio.to_thread.run_sync(
                 executing.prepare, self.store, self.facts, container_id, spec, known
@@ -321,6 +350,12 @@ def _raise_open_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+_MAX_ROOTS = 256
+_FILES_TO_COME = 6
+"""Descriptors that a start takes after its folder: pidfd, streams, the OOM counter's news; with a
+terminal, three of that and its doorway."""
 
 
 class _Prepared:
@@ -346,9 +381,11 @@ def look_at_rootfs(
         return None, look_up_user(spec.user, None, (hostroot.USERS, hostroot.GROUPS))
     # Checked once for each path: the child compares device and inode when it opens the tree, so a
     # directory that was swapped since is noticed without asking the mount table again.
-    if spec.rootfs not in known:
-        known[spec.rootfs] = check_rootfs(spec.rootfs)
-    root = known[spec.rootfs]
+    root = known.get(spec.rootfs)
+    if root is None:
+        if len(known) >= _MAX_ROOTS:  # a rootfs for each job, perhaps
+            known.clear()
+        root = known[spec.rootfs] = check_rootfs(spec.rootfs)
     return root, look_up_user(spec.user, root.path)
 
 

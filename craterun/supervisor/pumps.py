@@ -28,6 +28,7 @@ from collections.abc import Callable
 import trio
 
 from craterun.linux.fd import Fd
+from craterun.linux.shortage import is_no_thread
 from craterun.state.logs import Stream, Writer
 from craterun.supervisor.express import BULK_BYTES, CHUNK_BYTES, grow, pump_express
 
@@ -344,8 +345,7 @@ async def pump_output(pipe: int, log: OutputLog, stream: Stream) -> None:
     buffer = _own.buffer
     try:
         while True:
-            if log.is_express(stream):
-                left = await pump_express(pipe, log, stream)
+            if log.is_express(stream) and (left := await pump_express(pipe, log, stream)):
                 log.feed(stream, left.unlogged)
                 log.announce(stream)
                 if left.at_end:
@@ -368,9 +368,14 @@ async def pump_output(pipe: int, log: OutputLog, stream: Stream) -> None:
                 if not bulk:
                     bulk = True
                     grow(pipe)
-                unlogged = await trio.to_thread.run_sync(
-                    _move_bulk, pipe, log.writer, stream, limiter=_bulk_threads
-                )
+                try:
+                    unlogged = await trio.to_thread.run_sync(
+                        _move_bulk, pipe, log.writer, stream, limiter=_bulk_threads
+                    )
+                except RuntimeError as error:
+                    if not is_no_thread(error):
+                        raise
+                    continue  # the event loop moves it, in smaller pieces
                 log.feed(stream, unlogged)
                 log.announce(stream)
     finally:

@@ -397,3 +397,20 @@ def test_a_byte_is_found_in_the_file_that_has_it(chunks: Chunks, data: st.DataOb
                 assert os.pread(file, 1, offset - base) == content[offset : offset + 1]
                 os.close(file)
         writer.finish()
+
+
+# --- too few descriptors --------------------------------------------------------------------------
+
+
+@given(CHUNKS)
+def test_where_files_may_not_stay_open_the_log_is_the_same_and_none_does(chunks: Chunks) -> None:
+    with folder() as (path, fd):
+        writer = LogWriter(fd, may_keep=lambda number: False)
+        for chunk in chunks:
+            with no_leaked_descriptors():
+                append(writer, [chunk])
+        writer.finish()
+        assert writer.complaint() is None
+        for stream, name in FILES.items():
+            assert (path / name).read_bytes() == whole(chunks, stream)
+        assert replay(path) == chunks if chunks else True

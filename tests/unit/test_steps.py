@@ -41,7 +41,7 @@ def test_every_step_is_used_by_some_plan() -> None:
 
 def test_messages_of_both_directions_have_numbers_of_their_own() -> None:
     numbers = [value for name, value in vars(op).items() if name.startswith("MSG_")]
-    assert len(numbers) == 7
+    assert len(numbers) == 8
     assert len(set(numbers)) == len(numbers)
 
 

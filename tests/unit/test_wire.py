@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import marshal
 import os
+import resource
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -243,3 +245,53 @@ def test_the_check_for_leaks_sees_a_leak() -> None:
         leaked = os.dup(0)
     os.close(leaked)
     assert open_descriptors() == before
+
+
+# --- no room for descriptors ----------------------------------------------------------------------
+
+
+@contextmanager
+def room_for(count: int) -> Iterator[None]:
+    """As many descriptors more as this can be opened meanwhile."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = []
+    for _ in range(count + 1):
+        free.append(os.dup(0))
+    for fd in free:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("room", [0, 1, 2])
+def test_a_message_without_its_descriptors_is_told_and_nothing_leaks(pair: Pair, room: int) -> None:
+    with no_leaked_descriptors():
+        send(pair[0], (1, 2, b"three"), [0, 1, 2])
+        with room_for(room), pytest.raises(wire.DescriptorsLostError) as caught:
+            receive(pair[1])
+        assert caught.value.message == (1, 2, b"three")
+        send(pair[0], (4,), [])
+        assert receive(pair[1]) == ((4,), [])
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_of_a_large_message_without_its_descriptors_the_small_elements_are_known(
+    pair: Pair, room: int
+) -> None:
+    body = (b"x" * wire.INLINE_BYTES,)
+    released = list(range(10**9, 10**9 + 1000))
+    with no_leaked_descriptors():
+        send(pair[0], (1, 2, 3, b"c" * 4096, body, released), [0])
+        with room_for(room), pytest.raises(wire.DescriptorsLostError) as caught:
+            receive(pair[1])
+        assert caught.value.message == (1, 2, 3, b"c" * 4096, None, released)
+
+
+def test_any_large_message_fits_the_buffer_of_whoever_has_no_room(pair: Pair) -> None:
+    message = tuple(b"x" * wire.INLINE_BYTES if n % 2 else b"y" * 8000 for n in range(40))
+    send(pair[0], message, [])
+    with room_for(0), pytest.raises(wire.DescriptorsLostError):
+        receive(pair[1])

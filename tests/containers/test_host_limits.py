@@ -1,0 +1,495 @@
+"""The machine's limits, met one by one: the start that does not fit is told why, the others live.
+
+Each program here has one supervisor as a library, in a process of its own to which the limit
+applies: its own limit on open files, a pids or memory cgroup, the sysctls of a user namespace.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from craterun.linux.host import hierarchies
+from craterun.linux.proc import parse_mountinfo
+from tests.containers import helpers
+from tests.containers.helpers import Gate, read_line, run_python, wait_exit
+
+cli = helpers.cli
+make_gate = helpers.make_gate
+
+PRELUDE = """
+import errno, json, os, resource, signal, sys
+from pathlib import Path
+import trio
+from craterun import CraterunError, ExitStatus, Limits, Spec, Stream, Supervisor
+from craterun.core.errors import KernelRefusedError
+from craterun.core.restart import Condition, RestartPolicy
+
+ROOTFS, STATE, *MORE = sys.argv[1:]
+WORDS = "read x; echo out; echo err >&2; exit 7"
+
+def asks(script=WORDS, **options):
+    return Spec(rootfs=ROOTFS, command=("sh", "-c", script), interactive=True, **options)
+
+def parent_of(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+async def ends_right(container):
+    "Let it speak: it is logged, and its end is known."
+    os.write(container.stdin.fileno(), b"go\\n")
+    assert await container.wait() == ExitStatus(7), container.status
+    folder = os.path.join(STATE, container.id)
+    assert Path(folder, "stdout.log").read_text() == "out\\n"
+    assert Path(folder, "stderr.log").read_text() == "err\\n"
+    record = json.loads(Path(folder, "metadata.json").read_text())
+    assert (record["status"], record["error"]) == ("stopped", None), record
+
+async def refused(supervisor, spec=None):
+    "The start that does not fit."
+    before = set(os.listdir(STATE))
+    try:
+        container = await supervisor.start(spec or asks())
+    except KernelRefusedError as error:
+        assert error.exit_code == 125
+        left = set(os.listdir(STATE)) - before - {".events"}
+        assert not left, left
+        return error
+    raise AssertionError(f"{container.id} was started")
+
+def cgroups_of(ids):
+    found = []
+    for top, folders, _ in os.walk("/sys/fs/cgroup"):
+        found += [f"{top}/{name}" for name in folders if name in ids]
+    return found
+"""
+
+
+def program(
+    body: str, rootfs: Path, state_root: Path, *arguments: str, prefix: tuple[str, ...] = ()
+) -> Any:
+    """Run ``async def main()`` of ``body``; what it returns."""
+    code = f"{PRELUDE}\n{body}\nprint(json.dumps(trio.run(main)))"
+    return run_python(code, rootfs, state_root, *arguments, prefix=prefix)
+
+
+@pytest.fixture
+def own_cgroup(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A version 1 cgroup of this test's own, of the controller that it asks for by its name."""
+    controller = request.param
+    for hierarchy in hierarchies(parse_mountinfo(Path("/proc/self/mountinfo").read_text())):
+        if hierarchy.version == 1 and controller in hierarchy.controllers:
+            path = Path(hierarchy.mountpoint, f"craterun-test-{os.getpid()}")
+            break
+    else:
+        pytest.skip(f"no version 1 hierarchy has the {controller} controller")
+    path.mkdir()
+    yield path
+    path.rmdir()
+
+
+def into(cgroup: Path) -> tuple[str, ...]:
+    """Command in front of one that shall be in ``cgroup``."""
+    return ("sh", "-c", 'echo 0 > "$0/cgroup.procs"; exec "$@"', str(cgroup))
+
+
+def wait_for_change(events: Path, before: str) -> None:
+    """Until a cgroup's file of events, whose changes poll(2) reports, says something else."""
+    with open(events) as file:
+        poll = select.poll()
+        poll.register(file, select.POLLPRI)
+        while file.read().strip() == before:
+            assert poll.poll(helpers.PATIENCE_SECONDS * 1000), f"{events} still says {before!r}"
+            file.seek(0)
+
+
+# --- open files -----------------------------------------------------------------------------------
+
+TOO_MANY_FILES = """
+async def main():
+    async with Supervisor(STATE) as supervisor:
+        first = len(os.listdir("/proc/self/fd"))
+        alive = []
+        while True:
+            try:
+                alive.append(await supervisor.start(asks()))
+            except KernelRefusedError as error:
+                refusal = error
+                break
+        assert refusal.errno == errno.EMFILE, refusal
+        again = str(await refused(supervisor))
+        # An OOM kill, told live; a start in the place of one that has ended.
+        hog = alive.pop()
+        await ends_right(hog)
+        hog = await supervisor.start(asks("read x; tail /dev/zero; read x; exit 7",
+                                          limits=Limits(memory=8 << 20)))
+        os.write(hog.stdin.fileno(), b"go\\n")
+        with trio.fail_after(60):
+            assert await hog.wait_oom(0) == 1
+        # All speak while there is no room for another one, and none has ended.
+        await refused(supervisor)
+        os.write(hog.stdin.fileno(), b"go\\n")
+        assert await hog.wait() == ExitStatus(7)
+        assert hog.record.oom_kills == 1
+        for container in alive:
+            await ends_right(container)
+        await ends_right(await supervisor.start(asks()))
+        assert len(os.listdir("/proc/self/fd")) <= first + 2, os.listdir("/proc/self/fd")
+        everything = os.listdir(STATE)
+    return [len(alive), str(refusal), again, cgroups_of(everything)]
+"""
+
+
+@pytest.mark.parametrize("limit", [96, 256])
+def test_open_files_of_supervisor_and_keeper(limit: int, rootfs: Path, state_root: Path) -> None:
+    state_root.mkdir()
+    prefix = ("prlimit", f"--nofile={limit}:{limit}", "--")
+    alive, first, again, cgroups = program(TOO_MANY_FILES, rootfs, state_root, prefix=prefix)
+    assert alive >= limit // 16
+    for message in (first, again):
+        assert "Too many open files" in message
+        assert f"may have {limit} descriptors" in message
+        assert "ulimit -n" in message
+    assert cgroups == []
+
+
+KEEPERS_FILES = """
+async def main():
+    messages = []
+    async with Supervisor(STATE) as supervisor:
+        alive = [await supervisor.start(asks()) for _ in range(4)]
+        keeper = parent_of(alive[0].record.pid)
+        had = resource.prlimit(keeper, resource.RLIMIT_NOFILE)
+        held = len(os.listdir(f"/proc/{keeper}/fd"))
+        # From "not even the descriptor of the request" to "all but what is kept".
+        for more in range(-10, 12):
+            resource.prlimit(keeper, resource.RLIMIT_NOFILE, (held + more, had[1]))
+            messages.append(str(await refused(supervisor)))
+            terminal = Spec(rootfs=ROOTFS, command=("cat",), terminal=True)
+            messages.append(str(await refused(supervisor, terminal)))
+            large = asks(env={"LARGE": "x" * 100_000})
+            messages.append(str(await refused(supervisor, large)))
+        await ends_right(alive.pop())
+        resource.prlimit(keeper, resource.RLIMIT_NOFILE, had)
+        alive.append(await supervisor.start(asks()))  # along with it goes what is released
+        assert len(os.listdir(f"/proc/{keeper}/fd")) == held
+        alive.append(await supervisor.start(asks(env={"LARGE": "x" * 100_000})))
+        for container in alive:
+            await ends_right(container)
+        everything = os.listdir(STATE)
+    return [messages, cgroups_of(everything)]
+"""
+
+
+def test_open_files_of_the_keeper_alone(rootfs: Path, state_root: Path) -> None:
+    state_root.mkdir()
+    messages, cgroups = program(KEEPERS_FILES, rootfs, state_root)
+    for message in messages:
+        assert message.startswith("cannot start a process: "), message
+        assert "Too many open files (EMFILE); the keeper may have" in message, message
+    assert any("recvmsg" in message for message in messages), "none was lost on its way"
+    assert cgroups == []
+
+
+LOST_ON_ARRIVAL = """
+async def main():
+    async with Supervisor(STATE) as supervisor:
+        alive = [await supervisor.start(asks()) for _ in range(3)]
+        keeper = parent_of(alive[0].record.pid)
+        for container in alive:
+            await container.recorded()  # nothing of them is still to be written
+        had = resource.getrlimit(resource.RLIMIT_NOFILE)
+        launch = supervisor._launch
+        messages = []
+
+        async def short(services, prepared, replacing=None):
+            "Between the preparation and the answer, somebody opens all that may be opened."
+            resource.setrlimit(resource.RLIMIT_NOFILE, (prepared.directory.fileno() + more, had[1]))
+            try:
+                return await launch(services, prepared, replacing)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, had)
+
+        supervisor._launch = short
+        for more in (1, 2, 3):
+            messages.append(str(await refused(supervisor, asks("touch /tmp/lives; read x"))))
+            children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+            for pid in {int(child) for child in children} - {c.record.pid for c in alive}:
+                pidfd = os.pidfd_open(pid)  # killed, but perhaps not reaped yet
+                with trio.fail_after(60):
+                    await trio.lowlevel.wait_readable(pidfd)
+                os.close(pidfd)
+        supervisor._launch = launch
+        alive.append(await supervisor.start(asks()))
+        for container in alive:
+            await ends_right(container)
+        everything = os.listdir(STATE)
+    return [messages, cgroups_of(everything)]
+"""
+
+
+def test_open_files_of_the_supervisor_when_the_answer_comes(rootfs: Path, state_root: Path) -> None:
+    state_root.mkdir()
+    messages, cgroups = program(LOST_ON_ARRIVAL, rootfs, state_root)
+    assert len(messages) == 3
+    for message in messages:
+        assert "recvmsg: Too many open files (EMFILE); this process may have" in message
+    assert cgroups == []
+
+
+def test_open_files_of_the_command_line(cli: helpers.Cli, rootfs: Path) -> None:
+    """However few: it runs, or one line says what is wrong, and nothing is left."""
+    codes = set()
+    for limit in (*range(7, 40, 3), 48, 64):  # with fewer, there is no Python
+        before = cli.ids()
+        behind = cli.behind("prlimit", f"--nofile={limit}:{limit}", "--")
+        result = behind("run", "--attach", "--rootfs", str(rootfs), "--", "echo", "hi")
+        codes.add(result.returncode)
+        if result.returncode == 0:
+            assert result.stdout == b"hi\n"
+        else:
+            message = helpers.the_complaint(result, 125)
+            assert "files" in message, message
+            assert cli.ids() == before
+    assert codes >= {0, 125}
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+TOO_MANY_PROCESSES = """
+async def main():
+    pids = MORE[0]
+
+    def most(text):
+        Path(pids, "pids.max").write_text(text)
+
+    def now():
+        return Path(pids, "pids.current").read_text().strip()
+
+    short = []
+
+    async def hold_thread(pipe, begun):
+        token = trio.lowlevel.current_trio_token()
+
+        def held():
+            token.run_sync_soon(begun.set)
+            os.read(pipe, 1)
+
+        try:
+            await trio.to_thread.run_sync(held)
+        except RuntimeError as error:
+            short.append(error)
+            begun.set()
+
+    async with Supervisor(STATE) as supervisor, trio.open_nursery() as holders:
+        alive = [await supervisor.start(asks()) for _ in range(3)]
+        chatty = await supervisor.start(asks("read x; head -c 3000000 /dev/zero; exit 7"))
+        reader = chatty.follow(Stream.STDOUT)
+        most(now())
+        # The threads that trio keeps for the next job have one.
+        wait, go = os.pipe()
+        while True:
+            begun = trio.Event()
+            holders.start_soon(hold_thread, wait, begun)
+            await begun.wait()
+            if short:
+                break
+        refusal = await refused(supervisor)
+        assert refusal.errno == errno.EAGAIN, refusal
+        # Neither the clerk nor a pump gets a thread.
+        os.write(chatty.stdin.fileno(), b"go\\n")
+        size = 0
+        while data := await reader.receive():
+            size += len(data)
+        reader.close()
+        assert (await chatty.wait(), size) == (ExitStatus(7), 3_000_000)
+        assert os.stat(f"{STATE}/{chatty.id}/stdout.log").st_size == size
+        await ends_right(alive.pop())
+        unknown = Spec(rootfs=MORE[1], command=("true",))
+        no_thread = str(await refused(supervisor, unknown))
+        os.close(go)
+        most("max")
+        alive.append(await supervisor.start(unknown))
+        assert await alive.pop().wait() == ExitStatus(0)
+        alive.append(await supervisor.start(asks()))
+        for container in alive:
+            await ends_right(container)
+        everything = os.listdir(STATE)
+    return [str(refusal), no_thread, cgroups_of(everything)]
+"""
+
+
+@pytest.mark.parametrize("own_cgroup", ["pids"], indirect=True)
+def test_a_pids_cgroup_around_supervisor_and_keeper(
+    own_cgroup: Path, rootfs: Path, state_root: Path, tmp_path: Path
+) -> None:
+    state_root.mkdir()
+    other = tmp_path / "other"
+    shutil.copytree(rootfs, other, symlinks=True)
+    refusal, no_thread, cgroups = program(
+        TOO_MANY_PROCESSES, rootfs, state_root, str(own_cgroup), str(other), prefix=into(own_cgroup)
+    )
+    assert refusal.startswith("cannot start a process: clone3: ")
+    assert f"the cgroup {own_cgroup} has as many processes as its pids.max allows" in refusal
+    assert no_thread.startswith("cannot start the container: ")
+    assert f"the cgroup {own_cgroup} has" in no_thread
+    assert cgroups == []
+
+
+SUCCESSOR_HAS_TO_WAIT = """
+async def main():
+    pids = MORE[0]
+    async with Supervisor(STATE) as supervisor:
+        container = await supervisor.start(asks("read x </go; echo out; echo err >&2; exit 7"))
+        await container.recorded()
+        print(container.id, parent_of(container.record.pid), flush=True)
+        await trio.sleep_forever()
+"""
+
+
+@pytest.mark.parametrize("own_cgroup", ["pids"], indirect=True)
+def test_a_successor_that_cannot_be_started_yet_is_started_later(
+    own_cgroup: Path, cli: helpers.Cli, rootfs: Path, make_gate: Callable[[Path], Gate]
+) -> None:
+    """Meanwhile the container lives on, and what it writes is not lost."""
+    go = make_gate(rootfs / "go")
+    code = f"{PRELUDE}\n{SUCCESSOR_HAS_TO_WAIT}\ntrio.run(main)"
+    command = [*into(own_cgroup), sys.executable, "-c", code, str(rootfs), str(cli.state_root)]
+    with subprocess.Popen([*command, ""], stdout=subprocess.PIPE) as supervisor:
+        container_id, keeper = read_line(supervisor).split()
+        first = cli.live(container_id)
+        (own_cgroup / "pids.max").write_text("1")  # room for the keeper alone
+        supervisor.kill()
+    denied = own_cgroup / "pids.events"  # "max N": so often has a fork failed
+    wait_for_change(denied, "max 0")
+    go.open()
+    wait_exit(first.pid)
+    assert cli.record(container_id)["status"] == "running", "there is nobody to record its end"
+    (own_cgroup / "pids.max").write_text("max")
+    assert cli.ok("wait", container_id) == "7\n"
+    assert cli.log(container_id) == b"out\n"
+    assert cli.log(container_id, "stderr") == b"err\n"
+    assert cli.record(container_id)["error"] is None
+    wait_exit(int(keeper))
+
+
+# --- namespaces, inotify: sysctls of a user namespace ---------------------------------------------
+
+TOO_MANY_NAMESPACES = """
+async def main():
+    async with Supervisor(STATE) as supervisor:
+        alive = []
+        while True:
+            try:
+                alive.append(await supervisor.start(asks()))
+            except KernelRefusedError as error:
+                refusal = error
+                break
+        again = str(await refused(supervisor))
+        count = len(alive)
+        await ends_right(alive.pop())
+        # Namespaces go when the kernel comes to it, after the last process of them has.
+        with trio.fail_after(60):
+            while True:
+                try:
+                    alive.append(await supervisor.start(asks()))
+                    break
+                except KernelRefusedError as error:
+                    assert error.errno == errno.ENOSPC
+        for container in alive:
+            await ends_right(container)
+    return [count, refusal.errno, str(refusal), again]
+"""
+
+
+def in_user_namespace(*sysctls: str) -> tuple[str, ...]:
+    """Command in front of one for whose user namespace other values hold, as in ``name=3``."""
+    lines = [f"echo {value} >/proc/sys/{name}" for name, value in (s.split("=") for s in sysctls)]
+    script = "; ".join(("set -e", *lines, 'exec "$@"'))
+    return ("unshare", "--user", "--map-root-user", "--", "sh", "-c", script, "sh")
+
+
+@pytest.mark.parametrize("kind", ["net", "pid", "mnt", "uts", "ipc"])
+def test_namespaces(kind: str, rootfs: Path, state_root: Path) -> None:
+    state_root.mkdir()
+    prefix = in_user_namespace(f"user/max_{kind}_namespaces=5")
+    count, number, refusal, again = program(TOO_MANY_NAMESPACES, rootfs, state_root, prefix=prefix)
+    assert 3 <= count <= 5
+    assert number == errno.ENOSPC
+    for message in (refusal, again):
+        assert f"user.max_{kind}_namespaces = 5" in message, message
+        assert "sysctl -w" in message
+
+
+RESTARTS_UNHEARD = """
+async def main():
+    async with Supervisor(STATE) as supervisor:
+        policy = RestartPolicy(Condition.ON_FAILURE, 2)
+        spec = Spec(rootfs=ROOTFS, command=("sh", "-c", "echo again; exit 7"), restart=policy)
+        container = await supervisor.start(spec)
+        assert await container.wait() == ExitStatus(7)
+        record = json.loads(Path(STATE, container.id, "metadata.json").read_text())
+    return [record["restarts"], record["error"]]
+"""
+
+
+def test_inotify_instances(rootfs: Path, state_root: Path) -> None:
+    prefix = in_user_namespace("user/max_inotify_instances=0")
+    state_root.mkdir()
+    assert program(RESTARTS_UNHEARD, rootfs, state_root, prefix=prefix) == [2, None]
+
+
+def test_commands_that_watch_say_which_limit_they_met(cli: helpers.Cli, rootfs: Path) -> None:
+    first = cli.detach("--rootfs", str(rootfs), "--", *helpers.SLEEP)
+    for command in (("events", "--follow"), ("logs", "--follow", first.id)):
+        behind = cli.behind(*in_user_namespace("user/max_inotify_instances=0"))
+        assert "max_user_instances" in behind.refused(*command), command
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+KEEPER_OUT_OF_MEMORY = """
+async def main():
+    memory = Path(MORE[0])
+    async with Supervisor(STATE) as supervisor:
+        alive = [await supervisor.start(asks()) for _ in range(3)]
+        keeper = parent_of(alive[0].record.pid)
+        Path(f"/proc/{keeper}/oom_score_adj").write_text("1000")
+        Path(memory, "memory.limit_in_bytes").write_text(str(128 << 20))
+        # The keeper is the first victim (it counts as the whole limit), then who takes so much.
+        await trio.run_process([sys.executable, "-c", "b'x' * (1 << 30)"], check=False)
+        statuses = [(await container.wait()).exit_code for container in alive]
+        try:
+            await supervisor.start(asks())
+        except CraterunError as error:
+            refusal = error
+        records = [json.loads(Path(STATE, c.id, "metadata.json").read_text()) for c in alive]
+        everything = os.listdir(STATE)
+    errors = [record["error"] for record in records]
+    return [statuses, errors, type(refusal).__name__, str(refusal), cgroups_of(everything)]
+"""
+
+
+@pytest.mark.parametrize("own_cgroup", ["memory"], indirect=True)
+def test_a_keeper_killed_for_want_of_memory_is_a_crash_that_is_told_as_what_it_was(
+    own_cgroup: Path, rootfs: Path, state_root: Path
+) -> None:
+    state_root.mkdir()
+    statuses, errors, kind, refusal, cgroups = program(
+        KEEPER_OUT_OF_MEMORY, rootfs, state_root, str(own_cgroup), prefix=into(own_cgroup)
+    )
+    assert statuses == [None] * 3
+    assert kind == "KeeperDiedError"
+    assert refusal.startswith("the keeper process has died, and its containers with it: SIGKILL; ")
+    for message in (*errors, refusal):
+        assert f"in its cgroup {own_cgroup} the kernel has killed" in message
+        assert "for want of memory" in message
+    assert cgroups == []
