@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 
@@ -20,6 +21,12 @@ __all__ = [
 ]  # fmt: skip
 
 _ATTEMPTS = 3
+_MAKING_HINTS = {
+    errno.EAGAIN: "a cgroup above has as many below it as its cgroup.max.descendants allows",
+    errno.ENOSPC: "the kernel has no more numbers for cgroups of this controller (65535 for "
+    "memory); that of a removed one is free when the last page charged to it is",
+    errno.ENOMEM: "there is no memory left for it",
+}
 READ_BYTES = 65536
 
 
@@ -54,8 +61,9 @@ def create(plan: CgroupPlan) -> None:
             _make(path)
         except OSError as error:
             remove(made)
+            hint = _MAKING_HINTS.get(error.errno or 0, "")
             raise KernelRefusedError(
-                "create the container's cgroup", "mkdir", path, error.errno or 0
+                "create the container's cgroup", "mkdir", path, error.errno or 0, hint
             ) from error
         made.append(path)
     if plan.welcome or plan.needed or plan.cpusets or plan.writes:

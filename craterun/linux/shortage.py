@@ -46,7 +46,11 @@ def cause(errno: int, *, pid: int = 0, namespaces: int = 0, mounting: bool = Fal
     if errno == e.ENOSPC and namespaces:
         return namespace_limit(namespaces)
     if errno == e.ENOSPC and mounting:
-        return f"a mount namespace may have no more mounts than {_sysctl('fs.mount-max')}"
+        # A tree of mounts that is attached nowhere yet counts as a namespace, too.
+        return (
+            f"the limit on mount namespaces ({_sysctl('user.max_mnt_namespaces')}) or that on "
+            f"mounts in one ({_sysctl('fs.mount-max')}) is reached; raise it with: sysctl -w"
+        )
     if errno == e.ENOMEM:
         return "there is no memory left for it"
     if errno in (e.ENOBUFS, e.ETOOMANYREFS):

@@ -263,7 +263,12 @@ class Supervisor:
     def _relaunch(self, services: Services, prepared: _Prepared) -> Relaunch | None:
         if prepared.record.restart.condition is Condition.NO:
             return None
-        return lambda ended: self._launch(services, prepared, ended)
+
+        async def relaunch(ended: Launched) -> Launched:
+            async with self._admission:
+                return await self._launch(services, prepared, ended)
+
+        return relaunch
 
     def _undo(self, prepared: _Prepared) -> None:
         """By the clerk: leave nothing of a start that failed."""

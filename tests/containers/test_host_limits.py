@@ -18,6 +18,9 @@ from typing import Any
 
 import pytest
 
+from craterun.core.cgroups import CgroupPlan
+from craterun.core.errors import KernelRefusedError
+from craterun.linux import cgroup
 from craterun.linux.host import hierarchies
 from craterun.linux.proc import parse_mountinfo
 from tests.containers import helpers
@@ -452,6 +455,24 @@ def test_commands_that_watch_say_which_limit_they_met(cli: helpers.Cli, rootfs: 
     for command in (("events", "--follow"), ("logs", "--follow", first.id)):
         behind = cli.behind(*in_user_namespace("user/max_inotify_instances=0"))
         assert "max_user_instances" in behind.refused(*command), command
+
+
+# --- cgroups --------------------------------------------------------------------------------------
+
+
+def test_cgroups_below_a_cgroup() -> None:
+    mounts = hierarchies(parse_mountinfo(Path("/proc/self/mountinfo").read_text()))
+    unified = next((h.mountpoint for h in mounts if h.version == 2), None)
+    if unified is None:
+        pytest.skip("no version 2 hierarchy")
+    parent = Path(unified, f"craterun-test-{os.getpid()}")
+    parent.mkdir()
+    try:
+        (parent / "cgroup.max.descendants").write_text("0")
+        with pytest.raises(KernelRefusedError, match=r"EAGAIN.*cgroup\.max\.descendants"):
+            cgroup.create(CgroupPlan(f"{parent}/one", ()))
+    finally:
+        parent.rmdir()
 
 
 # --- memory ---------------------------------------------------------------------------------------
