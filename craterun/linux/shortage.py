@@ -60,13 +60,21 @@ def cause(errno: int, *, pid: int = 0, namespaces: int = 0, mounting: bool = Fal
 
 def open_files(pid: int = 0) -> str:
     """How many descriptors a process has, of how many that it may have."""
-    limit, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    limit = _limit(pid, resource.RLIMIT_NOFILE)
     who = "the keeper" if pid and pid != os.getpid() else "this process"
     held = _count_files(pid)
     text = f"{who} may have {limit} descriptors"
     if held:
         text += f" and has {held}; the last ones are kept for containers that run"
     return f"{text}: raise the limit (ulimit -n, LimitNOFILE=) or run fewer in one supervisor"
+
+
+def _limit(pid: int, kind: int) -> int:
+    """A soft limit of a process, or of ours if it has ended; -1: none."""
+    try:
+        return resource.prlimit(pid, kind)[0]
+    except OSError:
+        return resource.getrlimit(kind)[0]
 
 
 def _count_files(pid: int) -> int:
@@ -82,8 +90,8 @@ def processes(pid: int = 0) -> str:
     """Which limit keeps a process from forking."""
     for path, most in _full_pids_cgroups(pid):
         return f"the cgroup {printable(path)} has as many processes as its pids.max allows: {most}"
-    user, _ = resource.prlimit(pid, resource.RLIMIT_NPROC)
-    if os.geteuid() != 0 and user != resource.RLIM_INFINITY:
+    user = _limit(pid, resource.RLIMIT_NPROC)
+    if os.geteuid() != 0 and user >= 0:
         return f"this user may have {user} processes and threads (ulimit -u), here and elsewhere"
     return (
         "a limit on processes is reached: "

@@ -239,7 +239,8 @@ class KeeperLink:
                     else:
                         return
         except (ConnectionError, trio.ClosedResourceError, OSError) as error:
-            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            # Of the descriptors of a launch; others have none.
+            if message[0] == op.MSG_LAUNCH and getattr(error, "errno", 0) in _NO_ROOM:
                 raise
             raise self.death() from error
         finally:
