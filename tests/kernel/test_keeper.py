@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from craterun.core import opcodes as op
-from craterun.core.errors import CraterunError
+from craterun.core.errors import CraterunError, KernelRefusedError
 from craterun.keeper import spawn, wire
 from craterun.keeper.child import LOWEST_FD
 from craterun.keeper.spawn import SpawnedKeeper, spawn_keeper
@@ -253,7 +253,7 @@ def test_a_keeper_that_does_not_start_leaves_nothing(monkeypatch: pytest.MonkeyP
 
     with no_leaked_descriptors(), monkeypatch.context() as patch:
         patch.setattr(subprocess, "Popen", refuse)
-        with pytest.raises(OSError, match="unavailable"):
+        with pytest.raises(KernelRefusedError, match=r"start the keeper: .*a limit on processes"):
             spawn_keeper()
 
 
