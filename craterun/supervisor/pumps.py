@@ -221,9 +221,15 @@ class LogReader:
         If the reader had read all before that and waits, it waits for these bytes, and goes on
         waiting: what it is told is that it has them.
         """
-        with self._passing:
+        # Not waited for: whoever has it reads or leaves, and so does not wait for these bytes. A
+        # reader asks for the writer's lock meanwhile, which we hold.
+        if not self._passing.acquire(blocking=False):
+            return
+        try:
             if self._waits and self._direct is not None and self._offset == offset:
                 self._offset += self._direct(data)
+        finally:
+            self._passing.release()
 
     def offer(self, data: bytes) -> None:
         """Take ``data``, which the log has not, into the queue if there is room."""
