@@ -7,12 +7,10 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from craterun.core import opcodes as op
-from craterun.core.steps import Step
+from craterun.core.native import Value, length, value
+from craterun.core.steps import Call, Step
 
 S = TypeVar("S", bound=Step)
-
-Call = tuple[int, tuple[Any, ...], "int | None", "tuple[tuple[int, ...], int] | None"]
-"""(function, arguments, wanted, lenient), as `core.program` explains."""
 
 Slots = dict[object, int]
 """Numbers of open descriptors by what they are for."""
@@ -22,15 +20,33 @@ _SPECIAL = {name: len(op.CALLS) + code for code, name in enumerate(op.SPECIAL)}
 
 
 class Assembler:
-    """Collects calls, and keeps count of the descriptors that will be open."""
+    """Collects calls, and keeps count of the descriptors that will be open.
 
-    def __init__(self, slots: Slots) -> None:
+    :param first: number of the first value of these calls
+    """
+
+    def __init__(self, slots: Slots, first: int) -> None:
         self.slots = dict(slots)
+        self.values = first
         self.calls: list[Call] = []
         self.origins: list[tuple[int, str]] = []
         self.step = 0
 
-    def call(self, name: str, *arguments: Any, wanted: int | None = 0) -> None:
+    def translate(self, step: Step, translate: Callable[[Assembler, Any], None]) -> None:
+        """Add the calls of the next step."""
+        translate(self, step)
+        self.values += len(step.own())
+        self.step += 1
+
+    def own(self, place: int = 0) -> Value:
+        """What is at ``place`` in the current step's `own`."""
+        return value(self.values + place)
+
+    def length(self, place: int = 0) -> Value:
+        """How long that is."""
+        return length(self.values + place)
+
+    def call(self, name: str, *arguments: Any, wanted: int | Value | None = 0) -> None:
         """One call of a function named in `opcodes.CALLS`."""
         code, number = _CODES[name]
         if number:

@@ -146,7 +146,7 @@ def _(a: Assembler, step: m.MakeFile) -> None:
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     file = a.open("file", "openat", a.slots[step.slot], step.path, flags, step.mode)
     if step.content:
-        a.call("write", file, step.content, len(step.content), wanted=len(step.content))
+        a.call("write", file, a.own(), a.length(), wanted=a.length())
     a.close("file")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from craterun.core.errors import printable
-from craterun.core.steps import Step
+from craterun.core.steps import Step, Values
 
 
 class PrivateMounts(Step, frozen=True):
@@ -116,6 +118,12 @@ class MakeFile(Step, frozen=True):
 
     def target(self) -> str:
         return printable(self.path)
+
+    def own(self) -> Values:
+        return (self.content,)
+
+    def shape(self) -> Hashable:
+        return (MakeFile, self.slot, self.path, self.mode, not self.content)
 
 
 class MakeSymlink(Step, frozen=True):

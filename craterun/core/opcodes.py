@@ -68,6 +68,18 @@ MSG_FAILED: Final = 11
 MSG_EXITED: Final = 12
 MSG_ADOPTED: Final = 13
 
+# --- in place of a call's number, in MSG_FAILED ---------------------------------------------------
+CLONE_FAILED: Final = -1
+"""There was no child."""
+NATIVE_FAILED: Final = -2
+"""Machine code cannot say more than this; the same launch, carried out by Python, can."""
+NEVER: Final = b"never"
+"""Evidence of NATIVE_FAILED: there is no machine code here."""
+NOW: Final = b"now"
+"""Likewise: it could not be done this time."""
+SWITCH: Final = "CRATERUN_NATIVE"
+"""Environment variable; "0" has Python do what machine code does."""
+
 # --- records, child to keeper, over the close-on-exec pipe --------------------------------------
 RECORD_ERROR: Final = 1
 """u16 number of the call, u16 errno, then bytes that depend on it (see `core.failures`)."""

@@ -1,11 +1,14 @@
 """From steps to system calls: what the child does between clone3 and execve, call by call.
 
-The child of a Python process pays for every page that it touches: about 2 µs, since reference
-counts make the kernel copy it, or because it has to be mapped again. Carried out by a method for
-each kind of step, a start took 300 page faults and nearly 1 ms of them; one loop over prepared
-calls takes 80. So everything that can be known beforehand is known here: the arguments as C wants
-them, and the number of each descriptor that will be opened, since the kernel gives the lowest free
-one (open(2)) and the child begins with none but the standard streams and the error pipe.
+The child makes them in one loop and decides nothing: most children are machine code
+(`keeper.native`), and for a Python child (`keeper.child`) every page that it touches costs 2 µs,
+since it has to be copied or mapped again. So everything that can be known beforehand is known here:
+the arguments as C wants them, and the number of each descriptor that will be opened, since the
+kernel gives the lowest free one (open(2)) and the child begins with none but the standard streams
+and the error pipe.
+
+Plans of one shape share their calls: what a step has of its own (`steps.Step.own`) is not in them
+but is referred to by number, and handed over beside them.
 
 A call is ``(function, arguments, wanted, lenient)``. Any other result than ``wanted`` (None: any
 that is not negative) is a failure. It ends the child, unless ``lenient`` is ``(errnos, skip)`` and
@@ -14,14 +17,16 @@ errno is among those, or there are none: then the next ``skip`` calls are left o
 
 from __future__ import annotations
 
+import itertools
 import marshal
 import os
 import signal
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 from craterun.core import flags as f
+from craterun.core import native
 from craterun.core import opcodes as op
 from craterun.core import steps as s
 from craterun.core.assembler import Assembler, Slots, Translations
@@ -31,8 +36,9 @@ _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 1
 _CAPABILITY_VERSION_3 = 0x20080522
 
-_MAX_ASSEMBLED = 256
-_assembled: dict[tuple[int, tuple[tuple[object, int], ...]], tuple[s.Part, Slots]] = {}
+_MAX_TEMPLATES = 256
+_templates: dict[Hashable, tuple[s.Template, Slots, Sequence[s.Step]]] = {}
+_numbers = itertools.count()
 
 
 def assemble(
@@ -47,44 +53,49 @@ def assemble(
     merged: bool = False,
 ) -> s.LaunchPlan:
     """The plan of ``groups``: a tuple is a group that other plans have as well, one and the same
-    object, and is assembled only once; a list is this plan's own.
+    object; a list is this plan's own. Either way, what was assembled once is not assembled again.
 
     :param join: the child finds the pidfd of the container to join on `opcodes.JOIN_FD`
     :param terminal: it finds the socket to pass a terminal out by on the descriptor after that
     """
     given = (*(("join",) if join else ()), *(("terminal",) if terminal else ()))
     slots: Slots = {name: number for number, name in enumerate(given, op.JOIN_FD)}
+    first = native.FIRST_VALUE
     parts = []
     for group in groups:
-        if isinstance(group, tuple):
-            part, slots = _assemble_once(group, slots)
-        else:
-            assembler = _translate(group, slots)
-            slots = assembler.slots
-            part = s.Part(tuple(group), tuple(assembler.calls), tuple(assembler.origins))
-        parts.append(part)
+        template, slots = _template_of(group, slots, first)
+        parts.append(s.Part(tuple(group), template, first))
+        first += template.values
     return s.LaunchPlan(tuple(parts), clone_flags, cgroup, stdin, owner, terminal, merged)
 
 
-def _assemble_once(group: tuple[s.Step, ...], slots: Slots) -> tuple[s.Part, Slots]:
-    key = (id(group), tuple(slots.items()))
-    known = _assembled.get(key)
+def _template_of(group: Sequence[s.Step], slots: Slots, first: int) -> tuple[s.Template, Slots]:
+    what = id(group) if isinstance(group, tuple) else tuple([step.shape() for step in group])
+    key = (what, first, *slots.items())
+    known = _templates.get(key)
     if known is None:
-        if len(_assembled) >= _MAX_ASSEMBLED:
-            _assembled.clear()
-        assembler = _translate(group, slots)
-        code = marshal.dumps(tuple(assembler.calls))
-        # The part keeps the group alive, so that its id is not given to another one.
-        known = s.Part(group, code, tuple(assembler.origins)), assembler.slots
-        _assembled[key] = known
-    return known
+        if len(_templates) >= _MAX_TEMPLATES:
+            _templates.clear()
+        assembler = Assembler(slots, first)
+        for step in group:
+            assembler.translate(step, TRANSLATIONS[type(step)])
+        template = s.Template(
+            next(_numbers),
+            tuple(assembler.calls),
+            tuple(assembler.origins),
+            _as_native(assembler),
+            marshal.dumps(tuple(assembler.calls)) if assembler.values == first else None,
+            assembler.values - first,
+        )
+        # With the group: so that its id is not given to another one.
+        known = _templates[key] = (template, assembler.slots, group)
+    return known[:2]
 
 
-def _translate(steps: Sequence[s.Step], slots: Slots) -> Assembler:
-    assembler = Assembler(slots)
-    for assembler.step, step in enumerate(steps):
-        TRANSLATIONS[type(step)](assembler, step)
-    return assembler
+def _as_native(assembler: Assembler) -> native.Native | None:
+    if not native.SUPPORTED or assembler.values > native.MAX_VALUES:
+        return None
+    return native.translate(assembler.calls)
 
 
 # --- one function for each kind of step -----------------------------------------------------------
@@ -101,7 +112,7 @@ def _(a: Assembler, step: s.SetSession) -> None:
 @_assembles(s.OpenCgroup)
 def _(a: Assembler, step: s.OpenCgroup) -> None:
     flags = os.O_WRONLY | os.O_CLOEXEC
-    a.open(("cgroup", step.number), "openat", f.AT_FDCWD, step.path, flags)
+    a.open(("cgroup", step.number), "openat", f.AT_FDCWD, a.own(), flags)
 
 
 @_assembles(s.EnterCgroup)
@@ -126,7 +137,7 @@ def _(a: Assembler, step: s.SetOomScore) -> None:
 
 @_assembles(s.SetHostname)
 def _(a: Assembler, step: s.SetHostname) -> None:
-    a.call("sethostname", step.name, len(step.name))
+    a.call("sethostname", a.own(), a.length())
 
 
 @_assembles(s.LoopbackUp)
@@ -193,7 +204,7 @@ def _(a: Assembler, step: s.Credentials) -> None:
 @_assembles(s.ChangeDirectory)
 def _(a: Assembler, step: s.ChangeDirectory) -> None:
     a.call("umask", 0o022)
-    a.call("chdir", step.path)
+    a.call("chdir", a.own())
     if step.path != b"/":
         a.special("check_inside")
 
@@ -213,7 +224,9 @@ def _(a: Assembler, step: s.Init) -> None:
 
 @_assembles(s.Execute)
 def _(a: Assembler, step: s.Execute) -> None:
-    a.special("execute", step.candidates, step.arguments, step.environment)
+    count = len(step.candidates)
+    candidates = tuple(a.own(place) for place in range(count))
+    a.special("execute", candidates, a.own(count), a.own(count + 1))
 
 
 @_assembles(s.JoinNamespaces)

@@ -12,9 +12,19 @@ and a later one uses (`core.opcodes.SLOT_*`).
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from typing import Any
+
 import msgspec
 
 from craterun.core.errors import printable
+from craterun.core.native import Native, Value
+
+Values = tuple[bytes | tuple[bytes, ...], ...]
+"""What steps have of their own; a tuple is a list of strings."""
+
+Call = tuple[int, tuple[Any, ...], int | Value | None, tuple[tuple[int, ...], int] | None]
+"""(function, arguments, wanted, lenient), as `core.program` explains."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -27,6 +37,14 @@ class Step(msgspec.Struct, frozen=True):
     def target(self) -> str:
         """What it works on, or ""."""
         return ""
+
+    def own(self) -> Values:
+        """What is particular to one container; a tuple for a list of strings."""
+        return ()
+
+    def shape(self) -> Hashable:
+        """Everything else: steps of one shape are the same calls but for what is their `own`."""
+        return self
 
 
 class SetSession(Step, frozen=True):
@@ -54,6 +72,12 @@ class OpenCgroup(Step, frozen=True):
     def target(self) -> str:
         return printable(self.path)
 
+    def own(self) -> Values:
+        return (self.path,)
+
+    def shape(self) -> Hashable:
+        return (OpenCgroup, self.number)
+
 
 class EnterCgroup(Step, frozen=True):
     """Write ``0`` to what `OpenCgroup` opened: the single-threaded child moves itself (cgroups(7)).
@@ -69,6 +93,9 @@ class EnterCgroup(Step, frozen=True):
 
     def target(self) -> str:
         return printable(self.path)
+
+    def shape(self) -> Hashable:
+        return (EnterCgroup, self.number)
 
 
 class Unshare(Step, frozen=True):
@@ -102,6 +129,12 @@ class SetHostname(Step, frozen=True):
 
     def target(self) -> str:
         return printable(self.name)
+
+    def own(self) -> Values:
+        return (self.name,)
+
+    def shape(self) -> Hashable:
+        return SetHostname
 
 
 class LoopbackUp(Step, frozen=True):
@@ -192,6 +225,12 @@ class ChangeDirectory(Step, frozen=True):
     def target(self) -> str:
         return printable(self.path)
 
+    def own(self) -> Values:
+        return (self.path,)
+
+    def shape(self) -> Hashable:
+        return (ChangeDirectory, self.path == b"/")
+
 
 class DieWithKeeper(Step, frozen=True):
     """SIGKILL when the keeper dies (PR_SET_PDEATHSIG): nobody could reap or log it any more."""
@@ -220,6 +259,16 @@ class Execute(Step, frozen=True):
     def target(self) -> str:
         return printable(self.arguments[0])
 
+    def own(self) -> Values:
+        return (
+            *self.candidates,
+            self.arguments,
+            tuple(b"%b=%b" % variable for variable in self.environment),
+        )
+
+    def shape(self) -> Hashable:
+        return (Execute, len(self.candidates))
+
 
 class JoinNamespaces(Step, frozen=True):
     """setns(2) into all of ``flags`` at once, through the pidfd sent along (Linux 5.8)."""
@@ -237,17 +286,67 @@ class ForkInside(Step, frozen=True):
         return "fork inside the container"
 
 
-class Part(msgspec.Struct, frozen=True):
-    """Some steps of a plan and the system calls that they consist of (`core.program`).
+class Template(msgspec.Struct, frozen=True, eq=False):
+    """The system calls that steps of one shape consist of (`core.program`).
 
-    :ivar code: the calls for the keeper: a tuple of them, or the same marshalled where the part is
-        the same for many containers, so that neither end has to make it anew
+    :ivar number: tells it apart from all others of this process
+    :ivar calls: with a `core.native.Value` in place of what is a step's own
     :ivar origins: for each call, the index of its step and its name
+    :ivar native: the same for machine code; None if it takes Python to make the calls
+    :ivar code: the calls marshalled, if none of them has anything of its own
+    :ivar values: how many values of their own the steps have
+    """
+
+    number: int
+    calls: tuple[Call, ...]
+    origins: tuple[tuple[int, str], ...]
+    native: Native | None
+    code: bytes | None
+    values: int
+
+
+class Part(msgspec.Struct, frozen=True):
+    """Some steps of a plan, and the system calls that they consist of.
+
+    :ivar first: number of the first of their own values
     """
 
     steps: tuple[Step, ...]
-    code: tuple[object, ...] | bytes
-    origins: tuple[tuple[int, str], ...]
+    template: Template
+    first: int
+
+    @property
+    def origins(self) -> tuple[tuple[int, str], ...]:
+        """For each call, the index of its step and its name."""
+        return self.template.origins
+
+    def own(self) -> Values:
+        """What the steps have of their own."""
+        return tuple([value for step in self.steps for value in step.own()])
+
+    @property
+    def code(self) -> tuple[Call, ...] | bytes:
+        """The calls for Python: a tuple of them, or the same marshalled where other plans have it,
+        too, so that neither end has to make it anew.
+        """
+        return self.template.code or self._bound()
+
+    def _bound(self) -> tuple[Call, ...]:
+        values = self.own()
+
+        def bind(argument: Any) -> Any:
+            if isinstance(argument, Value):
+                number, is_length = argument
+                own = values[number - self.first]
+                return len(own) if is_length else own
+            if isinstance(argument, tuple):
+                return tuple(bind(part) for part in argument)
+            return argument
+
+        return tuple(
+            (function, bind(arguments), bind(wanted), lenient)
+            for function, arguments, wanted, lenient in self.template.calls
+        )
 
 
 class LaunchPlan(msgspec.Struct, frozen=True):
@@ -283,3 +382,8 @@ class LaunchPlan(msgspec.Struct, frozen=True):
                 return part.steps[step], call
             number -= len(part.origins)
         raise IndexError(number)
+
+    @property
+    def is_native(self) -> bool:
+        """Whether machine code can carry it out."""
+        return all(part.template.native is not None for part in self.parts)

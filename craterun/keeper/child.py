@@ -200,7 +200,7 @@ def _start_init() -> int:
 
 
 def _execute(candidates: Any, arguments: Any, environment: Any) -> int:
-    argv, env = list(arguments), dict(environment)
+    argv, env = list(arguments), dict([variable.split(b"=", 1) for variable in environment])
     stamps.stamp()
     failed = b""
     refusal = OSError(2, "not found")

@@ -24,6 +24,15 @@ from craterun.core import flags as f
 from craterun.core import opcodes as op
 from craterun.keeper import wire
 from craterun.keeper.child import LOWEST_FD, carry_out, opening, stamps
+from craterun.keeper.kept import (
+    EMFILE,
+    Kept,
+    make_pipes,
+    receive_descriptor,
+    socket_pair,
+    start_time,
+)
+from craterun.keeper.native import Native, UnavailableError, make_native
 from craterun.linux import calls
 
 TYPE_CHECKING = False  # typing is an import that the keeper does without
@@ -33,8 +42,6 @@ if TYPE_CHECKING:
 _MAX_TAKEOVERS = 5
 _TAKEOVER_SECONDS = 10.0
 """Supervisors that die faster than this many in this time are not replaced any more."""
-_CLONE_FAILED = -1
-_EMFILE = 24
 _RESERVED_FILES = 8
 """Highest numbers that a launch leaves free: what runs must not fail for want of a descriptor."""
 _SUCCESSOR_SECONDS = 0.5
@@ -42,56 +49,11 @@ _SUCCESSOR_SECONDS = 0.5
 _MAX_PROGRAMS = 256
 
 
-class Kept:
-    """One process of ours, from its launch to its release.
-
-    :ivar number: the supervisor's name for it
-    :ivar cookie: where a successor finds its state; b"" if no successor cares for it
-    :ivar group: a cgroup of its own, to be emptied if no supervisor is there to do it; or b""
-    :ivar lives_on: without a cookie: it does not end with the supervisor all the same
-    :ivar pipes: what the supervisor gets as well: stdout, stderr, perhaps stdin
-    :ivar outputs: how many of the pipes are for output
-    :ivar lock: descriptor of the locked state directory, or -1; held, not used
-    :ivar terminal: socket by which the child passes its terminal out, or None
-    :ivar error: read end of the error pipe, -1 once it has been read to its end
-    :ivar times: CLOCK_MONOTONIC, nanoseconds: before and after clone3, at the child's execve, and
-        when that was known to have succeeded
-    :ivar abandoned: nobody is interested any more: it was killed, and only has to be reaped
-    :ivar status: (si_code, si_status, when its command was executed, when we were told of its end)
-        once it was reaped
-    """
-
-    __slots__ = (
-        "abandoned", "buffer", "cookie", "error", "failure", "group", "lives_on", "lock", "number",
-        "outputs", "pid", "pidfd", "pipes",
-        "start_time", "started", "status", "terminal", "times",
-    )  # fmt: skip
-
-    def __init__(self, number: int, cookie: bytes, lock: int) -> None:
-        self.number = number
-        self.cookie = cookie
-        self.lock = lock
-        self.group = b""
-        self.lives_on = False
-        self.pid = 0
-        self.pidfd = -1
-        self.start_time = 0
-        self.pipes: list[int] = []
-        self.outputs = 2
-        self.error = -1
-        self.terminal: Any = None
-        self.buffer = b""
-        self.failure: tuple[int, int, bytes] | None = None
-        self.started = False
-        self.abandoned = False
-        self.times = (0, 0, 0, 0)
-        self.status: tuple[int, int, int, int] | None = None
-
-
 class Keeper:
     """The keeper's whole state and its loop."""
 
     def __init__(self, sock: Any, takeover: list[str]) -> None:
+        self.native: Native | None = None
         # A handful of descriptors for each container: as many as we may. They get what we got.
         self.open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (self.open_files[1], self.open_files[1]))
@@ -157,7 +119,7 @@ class Keeper:
         """A request whose descriptors there was no room for: of a launch, there is nothing yet."""
         if kind == op.MSG_LAUNCH:
             self.release_all(others[3])
-            self.send((op.MSG_FAILED, number, _CLONE_FAILED, _EMFILE, b"crecvmsg"), [])
+            self.send((op.MSG_FAILED, number, op.CLONE_FAILED, EMFILE, b"crecvmsg"), [])
 
     def send(self, message: tuple[Any, ...], fds: list[int]) -> int:
         """Send; a supervisor that is gone is noticed by `serve`, so failing here is no news.
@@ -195,8 +157,7 @@ class Keeper:
         state directory, if ``flags`` says so (2).
         """
         self.release_all(released)
-        parts, clone_flags, cgroup, wants_stdin, owner, terminal, merged = plan
-        program = [self.load(part) if isinstance(part, bytes) else part for part in parts]
+        parts, values, clone_flags, cgroup, wants_stdin, owner, terminal, merged = plan
         join = fds.pop(0) if flags & 1 else -1
         kept = Kept(number, cookie, fds.pop(0) if flags & 2 else -1)
         kept.group, kept.lives_on = group, bool(flags & 4)
@@ -208,66 +169,94 @@ class Keeper:
             kept.outputs = 1 if terminal or merged else 2
             given = (join,) if join >= 0 else ()
             if terminal:
-                kept.terminal, theirs = _socket_pair()
+                kept.terminal, theirs = socket_pair()
                 child_ends.append(theirs.detach())
                 given = (*given, child_ends[1])
                 streams = (-1, -1, -1)
             else:
-                streams = self.make_pipes(kept, child_ends, wants_stdin, owner, merged)
+                streams = make_pipes(kept, child_ends, wants_stdin, owner, merged)
             born_in = -1
             if cgroup:
                 born_in = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 child_ends.append(born_in)
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
             if max(kept.error, *kept.pipes, *child_ends) >= limit - _RESERVED_FILES:
-                raise OSError(_EMFILE, "too many open files", "pipe2")
-            first = opening(streams, error_end, given, self.open_files)
-            stamps.reserve(number)
-            cloning = time.monotonic_ns()
-            pid, pidfd = calls.clone3(clone_flags, born_in)
-            if pid == 0:
-                carry_out(first, program)
-            kept.times = (cloning, time.monotonic_ns(), 0, 0)
-            kept.pid, kept.pidfd = pid, pidfd
-            kept.start_time = start_time(pid)
+                raise OSError(EMFILE, "too many open files", "pipe2")
+            if values is None:
+                self.clone(kept, parts, streams, error_end, given, clone_flags, born_in)
+            else:
+                self.clone_native(kept, parts, values, streams, error_end, clone_flags, born_in)
+            kept.start_time = start_time(kept.pid)
             self.watch(kept.error, kept)
             self.watch(kept.pidfd, kept)
+        except UnavailableError as error:
+            self.send((op.MSG_FAILED, number, op.NATIVE_FAILED, 0, error.args[0]), [])
+            self.release(number)
+            return
         except OSError as error:
             if kept.pidfd >= 0:  # a child that cannot be kept
                 _signal.pidfd_send_signal(kept.pidfd, _signal.SIGKILL)
                 os.waitid(os.P_PIDFD, kept.pidfd, os.WEXITED)
+                kept.status = (0, 0, 0, 0)  # nobody reads its slot any more
             name = error.filename
             evidence = b"p" + name if isinstance(name, bytes) else b"c" + str(name or "").encode()
-            self.send((op.MSG_FAILED, number, _CLONE_FAILED, error.errno or 0, evidence), [])
+            self.send((op.MSG_FAILED, number, op.CLONE_FAILED, error.errno or 0, evidence), [])
             self.release(number)
             return
+        except (TypeError, ValueError, LookupError):
+            self.release(number)  # nonsense, which `serve` is about to see
+            raise
         finally:
             for fd in child_ends:
                 os.close(fd)
             if join >= 0:
                 os.close(join)
 
-    def make_pipes(
-        self, kept: Kept, child_ends: list[int], wants_stdin: bool, owner: int, merged: bool
-    ) -> tuple[int, int, int]:
-        """Our ends into ``kept``, the child's into ``child_ends``; those for 0, 1 and 2."""
-        ends = [-1]
-        for _ in (1,) if merged else (1, 2):
-            read_end, write_end = os.pipe2(os.O_CLOEXEC)
-            kept.pipes.append(read_end)
-            child_ends.append(write_end)
-            ends.append(write_end)
-            # Whoever the process is or becomes, /dev/stdout can be reopened for writing.
-            os.fchmod(write_end, 0o622)
-            if owner:
-                _own(write_end, owner)
-        if wants_stdin:
-            ends[0], write_end = os.pipe2(os.O_CLOEXEC)
-            kept.pipes.append(write_end)
-            child_ends.append(ends[0])
-            if owner:
-                _own(ends[0], owner)
-        return ends[0], ends[1], ends[-1]
+    def clone(
+        self,
+        kept: Kept,
+        parts: Any,
+        streams: tuple[int, int, int],
+        error: int,
+        given: tuple[int, ...],
+        flags: int,
+        born_in: int,
+    ) -> None:
+        """A child that is Python until it executes its command."""
+        program = [self.load(part) if isinstance(part, bytes) else part for part in parts]
+        first = opening(streams, error, given, self.open_files)
+        stamps.reserve(kept.number)
+        if self.native is not None:
+            self.native.whole_forks()
+        try:
+            cloning = time.monotonic_ns()
+            pid, kept.pidfd = calls.clone3(flags, born_in)
+            if pid == 0:
+                carry_out(first, program)  # never returns
+            kept.times = (cloning, time.monotonic_ns(), 0, 0)
+            kept.pid = pid
+        finally:
+            if self.native is not None:
+                self.native.bare_forks()
+
+    def clone_native(
+        self,
+        kept: Kept,
+        parts: Any,
+        values: Any,
+        streams: tuple[int, int, int],
+        error: int,
+        flags: int,
+        born_in: int,
+    ) -> None:
+        """A child that is machine code until then."""
+        if self.native is None:
+            raise UnavailableError(op.NEVER)
+        cloning = time.monotonic_ns()
+        kept.pid, kept.pidfd, kept.slot = self.native.start(
+            parts, values, streams, error, flags, born_in
+        )
+        kept.times = (cloning, time.monotonic_ns(), 0, 0)
 
     def load(self, part: bytes) -> Any:
         """A part of a plan that comes again and again, decoded once."""
@@ -307,6 +296,8 @@ class Keeper:
             self.unwatch(kept.error)
         if kept.pidfd >= 0:
             self.unwatch(kept.pidfd)
+        if kept.slot >= 0 and kept.status is not None and self.native is not None:
+            self.native.free(kept.slot)
         for fd in (*kept.pipes, kept.lock):
             if fd >= 0:
                 os.close(fd)
@@ -330,19 +321,25 @@ class Keeper:
                 kept.buffer = kept.buffer[5:]
         self.unwatch(kept.error)
         kept.error = -1
-        if kept.buffer:
+        executing = stamps.of(kept.number)
+        if kept.slot >= 0 and self.native is not None:
+            executing, kept.failure = self.native.finish(kept.slot)
+            kept.slot = -1
+        if kept.failure is not None:
+            self.finish(kept)
+        elif kept.buffer:
             record = kept.buffer
             step, errno = record[1] | record[2] << 8, record[3] | record[4] << 8
             kept.failure = (step, errno, record[5:])
             self.finish(kept)
         else:
             kept.started = True
-            kept.times = (*kept.times[:2], stamps.of(kept.number), self.woken)
+            kept.times = (*kept.times[:2], executing, self.woken)
             refused = 0
             if kept.terminal is not None:
                 # Sent before execve, hence there. A child that was killed on the way sent nothing.
                 try:
-                    kept.pipes = _receive_descriptor(kept.terminal)
+                    kept.pipes = receive_descriptor(kept.terminal)
                 except OSError as error:
                     refused = error.errno or 0
                 kept.terminal.close()
@@ -351,7 +348,7 @@ class Keeper:
             told = (op.MSG_STARTED, kept.number, kept.pid, kept.start_time, *kept.times)
             refused = refused or self.send(told, fds)
             if refused:  # nobody could see what it says: its end is told as a failure
-                kept.failure = (_CLONE_FAILED, refused, b"crecvmsg")
+                kept.failure = (op.CLONE_FAILED, refused, b"crecvmsg")
                 _signal.pidfd_send_signal(kept.pidfd, _signal.SIGKILL)
             # Output pipes are held for a successor. The input pipe must not be: the container sees
             # its end when the last writer closes it, and that is the supervisor's decision.
@@ -451,8 +448,10 @@ class Keeper:
         self.successor_due = any(not kept.abandoned for kept in self.kept.values())
         if not self.successor_due:
             return
+        if self.native is not None:
+            self.native.forget_parts()
         try:
-            ours, theirs = _socket_pair()
+            ours, theirs = socket_pair()
             try:
                 os.set_inheritable(theirs.fileno(), True)
                 command = [*self.takeover, str(theirs.fileno())]
@@ -481,43 +480,6 @@ class Keeper:
         self.send((op.MSG_ADOPTED, -1), [])
 
 
-def _own(pipe: int, owner: int) -> None:
-    """fchown(2). EINVAL: there is no such user in our user namespace."""
-    try:
-        os.fchown(pipe, owner, -1)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, "fchown") from None
-
-
-def _receive_descriptor(sock: Any) -> list[int]:
-    """What came by SCM_RIGHTS, if anything.
-
-    Raises `OSError` with EMFILE if there is no room for it.
-    """
-    try:
-        flags = _socket.MSG_DONTWAIT | _socket.MSG_CMSG_CLOEXEC
-        _, ancillary, flags, _ = sock.recvmsg(1, _socket.CMSG_SPACE(4), flags)
-    except BlockingIOError:
-        return []
-    if flags & _socket.MSG_CTRUNC:
-        raise OSError(_EMFILE, "too many open files", "recvmsg")
-    return [int.from_bytes(data[:4], sys.byteorder) for _, _, data in ancillary]
-
-
-def start_time(pid: int) -> int:
-    """Field 22 of /proc/PID/stat: clock ticks from boot to the start of the process (proc(5))."""
-    fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        stat = os.read(fd, 1024)
-    finally:
-        os.close(fd)
-    return int(stat[stat.rindex(b")") + 2 :].split(b" ", 20)[19])
-
-
-def _socket_pair() -> tuple[Any, Any]:
-    return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC, 0)
-
-
 def main(fd: int, takeover: list[str]) -> None:
     """Entry of the keeper's process.
 
@@ -543,6 +505,8 @@ def main(fd: int, takeover: list[str]) -> None:
     gc.disable()
     gc.freeze()
     try:
-        Keeper(sock, takeover).run()
+        keeper = Keeper(sock, takeover)
+        keeper.native = make_native(keeper.open_files)
+        keeper.run()
     finally:
         os._exit(1 if sys.exc_info()[0] else 0)

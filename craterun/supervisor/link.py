@@ -126,6 +126,8 @@ class KeeperLink:
         self._adoption = trio.Event()
         self.dead = False
         self.fate = ""
+        self._native = os.environ.get(op.SWITCH) != "0"
+        self._sent: set[int] = set()
 
     @classmethod
     def spawn(cls) -> KeeperLink:
@@ -149,6 +151,7 @@ class KeeperLink:
         replacing: Launched | None = None,
         group: str = "",
         lives_on: bool = False,
+        native: bool = True,
     ) -> Launched:
         """Have ``plan`` carried out; returns when the request is sent. Borrows the descriptors.
 
@@ -162,6 +165,7 @@ class KeeperLink:
         :param lives_on: without a ``cookie``: do not kill it when this supervisor dies
         :raises KeeperDiedError: the keeper is gone
         :raises OSError: this process has no descriptor or memory left for the request
+        :param native: by machine code, where that is possible
         """
         if replacing is not None:
             self._retire(replacing)
@@ -171,9 +175,9 @@ class KeeperLink:
         fds = [fd for fd in (join, lock) if fd >= 0]
         flags = (_HAS_PIDFD_TO_JOIN if join >= 0 else 0) | (_HAS_LOCK if lock >= 0 else 0)
         flags |= _LIVES_ON if lives_on else 0
-        code = [part.code for part in plan.parts]
+        program = self._program(plan, native=native)
         streams = (plan.stdin, plan.owner, plan.terminal, plan.merged)
-        body = (code, plan.clone_flags, plan.cgroup, *streams)
+        body = (*program, plan.clone_flags, plan.cgroup, *streams)
         released = self._take_unreleased()
         try:
             head = (op.MSG_LAUNCH, launched.number, flags, cookie, body, released)
@@ -183,6 +187,35 @@ class KeeperLink:
             self._launched.pop(launched.number, None)
             self._unreleased += released
             raise
+        return launched
+
+    def _program(self, plan: LaunchPlan, *, native: bool) -> tuple[list[Any], list[Any] | None]:
+        """(parts, values) for machine code; (parts, None) for Python."""
+        if not (native and self._native and plan.is_native):
+            return [part.code for part in plan.parts], None
+        parts: list[Any] = []
+        values: list[Any] = []
+        for part in plan.parts:
+            number = part.template.number
+            parts.append((number, None if number in self._sent else part.template.native))
+            if part.template.values:
+                values += part.own()
+            self._sent.add(number)
+        return parts, values
+
+    async def start(
+        self, plan: LaunchPlan, cookie: bytes, lock: int, replacing: Launched | None = None
+    ) -> Launched:
+        """`launch`, and wait until the command was executed or it is known why it was not."""
+        launched = await self.launch(plan, cookie=cookie, lock=lock, replacing=replacing)
+        await launched.settled.wait()
+        failure = launched.failure
+        if failure is not None and failure.call == op.NATIVE_FAILED:
+            logger.debug("%s: native launch: %s, errno %d", cookie, failure.evidence, failure.errno)
+            self._native = self._native and failure.evidence != op.NEVER
+            self._sent.clear()  # the keeper may have forgotten some
+            launched = await self.launch(plan, cookie=cookie, lock=lock, native=False)
+            await launched.settled.wait()
         return launched
 
     async def release(self, launched: Launched) -> None:
@@ -230,14 +263,12 @@ class KeeperLink:
         holder = Fd(memfd)
         try:
             ancillary = wire.ancillary([*fds, memfd] if memfd >= 0 else fds)
+            # At once, if nobody is before us: to take a lock is a trip around the event loop.
+            if not self._sending.locked() and self._sends(data, ancillary):
+                return
             async with self._sending:
-                while True:
-                    try:
-                        self._socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
-                    except BlockingIOError:
-                        await trio.lowlevel.wait_writable(self._socket.fileno())
-                    else:
-                        return
+                while not self._sends(data, ancillary):
+                    await trio.lowlevel.wait_writable(self._socket.fileno())
         except (ConnectionError, trio.ClosedResourceError, OSError) as error:
             # Of the descriptors of a launch; others have none.
             if message[0] == op.MSG_LAUNCH and getattr(error, "errno", 0) in _NO_ROOM:
@@ -245,6 +276,14 @@ class KeeperLink:
             raise self.death() from error
         finally:
             holder.close()
+
+    def _sends(self, data: bytes, ancillary: list[tuple[int, int, bytes]]) -> bool:
+        """Whether the socket takes it."""
+        try:
+            self._socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return False
+        return True
 
     # --- news -----------------------------------------------------------------------------------
 

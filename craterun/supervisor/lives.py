@@ -139,10 +139,7 @@ async def launch_container(
     :param directory: the same, locked; borrowed
     :raises CraterunError: a step failed; the message says which
     """
-    launched = await link.launch(
-        plan, cookie=os.fsencode(path), lock=directory, replacing=replacing
-    )
-    await launched.settled.wait()
+    launched = await link.start(plan, os.fsencode(path), directory, replacing)
     if launched.failure is not None:
         raise refusal(link, plan, launched.failure)
     return launched

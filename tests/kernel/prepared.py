@@ -16,7 +16,7 @@ from craterun.linux import calls
 
 def prepared(name: str, *arguments: object) -> int:
     """The result of one of `opcodes.CALLS`, or an `OSError` that names it."""
-    assembler = Assembler({})
+    assembler = Assembler({}, 0)
     assembler.call(name, *arguments)
     ((code, values, _, _),) = assembler.calls
     result: int = child._FUNCTIONS[code](*values)

@@ -85,7 +85,9 @@ def test_a_keeper_goes_on_until_then(keeper: SpawnedKeeper) -> None:
     assert keeper.process.poll() is None
 
 
-_PLAN = ((), 0, b"", False, 0, False, False)
+_PLAN = ((), None, 0, b"", False, 0, False, False)
+_NATIVE = ((), (), 0, b"", False, 0, False, False)
+_PART = (0, (bytes(72), b"\0\0\0"))
 GARBAGE = {
     "no type": b"?",
     "undecodable": b"I\xff\xff",
@@ -99,6 +101,10 @@ GARBAGE = {
     "a launch of a number": b"I" + marshal.dumps((op.MSG_LAUNCH, 0, 0, b"", 5, [])),
     "a release of nothing": b"I" + marshal.dumps((op.MSG_RELEASE,)),
     "a launch without its pidfd": b"I" + marshal.dumps((op.MSG_LAUNCH, 0, 1, b"", _PLAN, [])),
+    "machine code that is none": b"I"
+    + marshal.dumps((op.MSG_LAUNCH, 0, 0, b"", ((_PART,), *_NATIVE[1:]), [])),
+    "a part that is none": b"I"
+    + marshal.dumps((op.MSG_LAUNCH, 0, 0, b"", ((5,), *_NATIVE[1:]), [])),
     "cut off": wire.encode((op.MSG_LAUNCH, 0, 0, b"", (), []))[0][:-3],
 }
 

@@ -84,7 +84,7 @@ def make_run_plan(
     return plan_run(
         Spec(**{"command": ("sh",), **asked}),
         host,
-        hostname="box",
+        hostname=asked.get("hostname") or "box",
         root=root,
         identity=identity or Identity(),
         cgroups=plan_cgroups(ID, host),

@@ -29,7 +29,8 @@ ELF_BIG = b"\x7fELF\x02\x02\x01" + bytes(9) + b"\x00\x02"
 
 def plan_of(step: s.Step, call: str) -> s.LaunchPlan:
     """A plan of one call."""
-    return s.LaunchPlan((s.Part((step,), (), ((0, call),)),), 0, b"", False, 0)
+    template = s.Template(0, (), ((0, call),), None, None, 0)
+    return s.LaunchPlan((s.Part((step,), template, 0),), 0, b"", False, 0)
 
 
 def tell(step: s.Step, errno: int, call: str = "something", evidence: bytes = b"") -> CraterunError:

@@ -116,16 +116,18 @@ def test_what_containers_have_in_common_is_assembled_once() -> None:
     one, other = make_run_plan(hostname="a"), make_run_plan(hostname="b")
     shared = [part for part in one.parts if isinstance(part.code, bytes)]
     assert len(shared) >= 5
-    assert all(any(part is same for same in other.parts) for part in shared)
+    assert all(any(part.code is same.code for same in other.parts) for part in shared)
     assert sum(len(part.origins) for part in shared) > 100
+    # And what is their own differs in its values, not in its calls.
+    assert [part.template for part in one.parts] == [part.template for part in other.parts]
+    assert [part.own() for part in one.parts] != [part.own() for part in other.parts]
 
 
 def test_everything_that_varies_is_in_parts_of_its_own() -> None:
     one, other = make_run_plan(hostname="aaaa"), make_run_plan(hostname="bbbb")
     for part in (*one.parts, *other.parts):
-        if isinstance(part.code, bytes):
-            assert b"aaaa" not in part.code
-            assert b"bbbb" not in part.code
+        for code in (part.template.code, *(part.template.native or ())):
+            assert code is None or (b"aaaa" not in code and b"bbbb" not in code)
 
 
 def test_only_absence_lets_a_protection_be_left_out() -> None:
