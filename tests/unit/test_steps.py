@@ -13,7 +13,11 @@ from craterun.core import program
 from craterun.core import steps as s
 from tests.unit.builders import HOSTILE, all_run_plans, make_exec_plan
 
-PLANS = {**all_run_plans(), "exec": make_exec_plan()}
+PLANS = {
+    **all_run_plans(),
+    "exec": make_exec_plan(),
+    "exec --detach": make_exec_plan(output=False),
+}
 KINDS = sorted(s.Step.__subclasses__(), key=lambda kind: kind.__name__)
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
