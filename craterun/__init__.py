@@ -8,7 +8,7 @@ imports this package.
 
 Layers, none of which imports what stands to its right::
 
-    core < linux < keeper < supervisor < client, cli        state needs core only
+    core < linux < keeper < supervisor < client < serve < cli        state needs core only
 
 Start reading at `core.spec` (what can be asked for) and `supervisor.container` (one container's
 whole life). Names here are imported on first use, so that no program pays for what it does not use.

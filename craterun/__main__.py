@@ -17,7 +17,10 @@ def main() -> None:
         except OSError as error:
             print(f"craterun: {os.strerror(error.errno or 0)}", file=sys.stderr)
             sys.exit(125)
-        return
+        os._exit(0)  # nothing is open that had to be closed in order
+    from craterun.cli import thin
+
+    thin.try_server(thin.Options(sys.argv[1:]))
     from craterun.cli.app import run_command_line
 
     sys.exit(run_command_line(sys.argv[1:]))

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 
 from tests.leaks import Footprint, reap_orphans, take_footprint
+from tests.serving import serving
 
 _NOT_RUN = "TIER NOT RUN"
 _PR_SET_CHILD_SUBREAPER = 36
@@ -103,9 +104,19 @@ def _is_keeper(pid: int) -> bool:
 
 
 @pytest.fixture
-def state_root(tmp_path: Path) -> Path:
-    """An empty state directory, not yet created."""
-    return tmp_path / "state"
+def state_root(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """An empty state directory, not yet created.
+
+    With CRATERUN_TESTS_SERVE=1 it has a server, and every command of the test goes there, unless
+    the test is marked ``no_server``.
+    """
+    root = tmp_path / "state"
+    unserved = request.node.get_closest_marker("no_server") is not None
+    if os.environ.get("CRATERUN_TESTS_SERVE") == "1" and not unserved:
+        with serving(root):
+            yield root
+    else:
+        yield root
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from cyclopts import App, CycloptsError, Parameter
 
 from craterun import __version__
-from craterun.core.errors import CraterunError, printable
+from craterun.cli.errors import explained, single_cause
+from craterun.cli.thin import Options
+from craterun.core.errors import CraterunError
 
 HELP = """\
 Run commands in Linux containers: real namespaces and cgroups, no engine, no daemon.
@@ -21,9 +24,10 @@ Run commands in Linux containers: real namespaces and cgroups, no engine, no dae
 Everything before -- is for craterun, everything after it is the command. An ID is 16 hex digits; \
 any unique prefix of it, or the name, will do.
 
-Two options belong to every command: --root DIR keeps the state in DIR, as does the variable \
+Some options belong to every command: --root DIR keeps the state in DIR, as does the variable \
 CRATERUN_ROOT (default: /var/lib/craterun for root, ~/.craterun for others); --debug shows what \
-happens.
+happens; --socket PATH, as does CRATERUN_SOCKET, says where a server (craterun serve) listens, and \
+--no-serve does without it.
 
 Exit codes: the command's own; 128 + N if signal N killed it; 124 if it ran into its --timeout; \
 125 for an error of craterun, 126 if the command cannot be executed, 127 if it is not found."""
@@ -42,7 +46,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
-_COMMANDS = {
+COMMANDS = {
     "run": ("run:run", "Run a command in a new container."),
     "attach": ("attach:attach", "Join a running container, and type into its terminal."),
     "exec": ("execute:execute", "Run a further command in a running container."),
@@ -60,22 +64,33 @@ _COMMANDS = {
     "update": ("update:update", "Change the limits of running containers."),
     "rm": ("manage:rm", "Remove containers with their logs."),
     "batch": ("batch:batch", "Run a container for each line of a stream, many at once."),
+    "serve": ("serve:serve", "Stay, and make all other commands quick."),
+    "shutdown": ("serve:shutdown", "End the server that craterun serve has started."),
     "bench": ("bench:bench", "Measure this machine: starts, phases, logs, beside other runtimes."),
     "info": ("info:info", "Tell what this host can do for containers, and why not more."),
 }
-for _name, (_target, _help) in _COMMANDS.items():
+for _name, (_target, _help) in COMMANDS.items():
     app.command(f"craterun.cli.{_target}", name=_name, help=_help)
-app.command(f"craterun.cli.{_COMMANDS['info'][0]}", name="doctor", show=False)
+app.command(f"craterun.cli.{COMMANDS['info'][0]}", name="doctor", show=False)
 app.register_install_completion_command(help="Install completion for your shell.")
 
+
+def _recall_nothing(_: list[str]) -> Callable[[], object] | None:
+    return None
+
+
+recall: Callable[[list[str]], Callable[[], object] | None] = _recall_nothing
+"""In a server's worker (`warm`): a command line that was parsed before, as what is to be called."""
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 
 
 def run_command_line(arguments: list[str]) -> int:
     """Parse and run. Every error becomes one line on stderr, and an exit code."""
-    arguments, debug = _global_options(arguments)
-    if debug:
+    options = Options(arguments)
+    options.apply()
+    arguments = options.rest
+    if options.debug:
         import logging
 
         logging.basicConfig(
@@ -85,16 +100,13 @@ def run_command_line(arguments: list[str]) -> int:
         arguments = ["--help"]
     try:
         _explain_fully(arguments)
-        result = _unwrapped(app, arguments)
+        call = recall(arguments)
+        result = _unwrapped(partial(app, arguments) if call is None else call)
         sys.stdout.flush()
     except CycloptsError as error:
         first = " ".join(str(error).split())
         command = f"{arguments[0]} " if _is_command(arguments[0]) else ""
         return _fail(f"{first} See: craterun {command}--help", 125)
-    except CraterunError as error:
-        if debug:
-            raise
-        return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
@@ -102,18 +114,15 @@ def run_command_line(arguments: list[str]) -> int:
         # once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _BROKEN_PIPE
-    except OSError as error:
-        if debug:
+    except (CraterunError, OSError) as error:
+        told = explained(error)
+        if options.debug or told is None:
             raise
-        from craterun.linux.shortage import cause
-
-        where = f"{printable(str(error.filename))}: " if error.filename else ""
-        why = cause(error.errno or 0)
-        return _fail(f"{where}{os.strerror(error.errno or 0)}{why and '; '}{why}", 125)
+        return _fail(*told)
     except RuntimeError as error:
         from craterun.linux.shortage import is_no_thread, processes
 
-        if debug or not is_no_thread(error):
+        if options.debug or not is_no_thread(error):
             raise
         return _fail(f"cannot start a thread; {processes()}", 125)
     return result if isinstance(result, int) else 0
@@ -132,37 +141,12 @@ def _explain_fully(arguments: list[str]) -> None:
         app[own[0]].help = None
 
 
-def _unwrapped(function: Callable[[list[str]], object], arguments: list[str]) -> object:
-    """Call ``function``; a group of exceptions that has one cause is raised as that cause."""
+def _unwrapped(call: Callable[[], object]) -> object:
+    """Call ``call``; a group of exceptions that has one cause is raised as that cause."""
     try:
-        return function(arguments)
+        return call()
     except BaseExceptionGroup as group:
-        inner: BaseException = group
-        while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
-            inner = inner.exceptions[0]
-        raise inner from None
-
-
-def _global_options(arguments: list[str]) -> tuple[list[str], bool]:
-    """Take --root and --debug out, wherever before ``--`` they stand, and act on --root."""
-    rest: list[str] = []
-    debug = False
-    position = 0
-    while position < len(arguments):
-        argument = arguments[position]
-        position += 1
-        if argument == "--":
-            return [*rest, "--", *arguments[position:]], debug
-        if argument == "--debug":
-            debug = True
-        elif argument == "--root" and position < len(arguments):
-            os.environ["CRATERUN_ROOT"] = arguments[position]
-            position += 1
-        elif argument.startswith("--root="):
-            os.environ["CRATERUN_ROOT"] = argument.partition("=")[2]
-        else:
-            rest.append(argument)
-    return rest, debug
+        raise single_cause(group) from None
 
 
 def _fail(message: str, code: int) -> int:

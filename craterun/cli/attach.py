@@ -12,6 +12,7 @@ from craterun.cli.uninterrupted import uninterrupted
 from craterun.client import local
 from craterun.core.errors import ContainerNotRunningError, CraterunError
 from craterun.core.keys import parse_keys
+from craterun.serve import desk
 from craterun.state.store import Store, default_root
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def attach_to(
     """The same, as `run --detach-keys` uses it."""
     store = Store(root)
     record, _ = local.running_process(store, container)
+    if typing and not record.terminal:
+        desk.leave_terminal_alone()
     entrance = _entrance(record) if typing and (record.terminal or record.interactive) else None
 
     with uninterrupted():

@@ -10,6 +10,7 @@ from craterun.cli.uninterrupted import uninterrupted
 from craterun.cli.window import default_term, our_window
 from craterun.core.execspec import ExecSpec
 from craterun.core.units import parse_env, parse_signal
+from craterun.serve import desk
 from craterun.state.store import default_root
 
 
@@ -63,6 +64,8 @@ def execute(
         Seconds that it has to end then, before SIGKILL.
     """
     variables = dict(parse_env(entry) for entry in env or [])
+    if interactive and not tty:
+        desk.leave_terminal_alone()
     spec = ExecSpec(
         command=command,
         env=default_term(variables) if tty else variables,

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Protocol
 
 import trio
 
-from craterun.cli.output import complain
-from craterun.cli.signals import heeded
+from craterun.cli.console import OWN, Console
 from craterun.cli.streams import OutputSink, copy_log, copy_output, feed_input
 from craterun.cli.terminal import shown
 from craterun.core.errors import ContainerNotRunningError
@@ -62,85 +60,103 @@ async def run_container(
     :param tell_oom: say on stderr when the kernel has killed processes for want of memory
     :param started: called once the command was executed and that is on record
     """
-    with trio.open_signal_receiver(*heeded()) as signals:
+    with OWN.signals() as signals:
         async with Supervisor(root, link=KeeperLink(*keeper)) as supervisor:
             container = await supervisor.start(spec)
             if not attach:
                 await container.recorded()
             started(container)
-            async with (
-                forwarding(signals, container, "container"),
-                _terminal(container, spec.terminal and attach, typing=spec.interactive),
-                trio.open_nursery() as streams,
-            ):
-                if spec.interactive and not spec.terminal:
-                    streams.start_soon(_feed, container)
-                if tell_oom:
-                    streams.start_soon(_tell_oom, container)
-                if attach:
-                    await _attach(container)
-                await container.wait()
-                streams.cancel_scope.cancel()
-            # Also after a signal made us leave the block before the reader had taken everything.
-            status = await container.wait()
+            await accompany(container, spec, signals, attach=attach, tell_oom=tell_oom, console=OWN)
+    return final_code(container, tell_oom=tell_oom, console=OWN)
+
+
+async def accompany(
+    container: Container,
+    spec: Spec,
+    signals: AsyncIterator[int],
+    *,
+    attach: bool,
+    tell_oom: bool,
+    console: Console,
+) -> None:
+    """Connect a container that has just been started with its user, until its end."""
+    async with (
+        forwarding(signals, container, "container", console),
+        _terminal(container, spec.terminal and attach, typing=spec.interactive, console=console),
+        trio.open_nursery() as streams,
+    ):
+        if spec.interactive and not spec.terminal:
+            streams.start_soon(_feed, container, console)
+        if tell_oom:
+            streams.start_soon(_tell_oom, container, console)
+        if attach:
+            await _attach(container, console)
+        await container.wait()
+        streams.cancel_scope.cancel()
+    # Also after a signal made us leave the block before the reader had taken everything.
+    await container.wait()
+
+
+def final_code(container: Container, *, tell_oom: bool, console: Console) -> int:
+    """Say what there is to say of a container that has ended; our exit code."""
     record = container.record
     if tell_oom and record.oom_kills:
         text = final_text(record.oom_kills, container.memory_limit, record.init_oom_killed)
-        complain(f"container {container.id}: {text}")
+        console.complain(f"container {container.id}: {text}")
     if record.error:
-        complain(f"container {container.id}: {record.error}")
+        console.complain(f"container {container.id}: {record.error}")
     if record.timed_out:
-        complain(
+        console.complain(
             f"container {container.id}: stopped, having run for {record.timeout:g} s (--timeout)"
         )
         return TIMED_OUT
-    return exit_code(status)
+    return exit_code(container.status or ExitStatus(None))
 
 
 def _terminal(
-    process: Container | Execution, wanted: bool, *, typing: bool
+    process: Container | Execution, wanted: bool, *, typing: bool, console: Console = OWN
 ) -> AbstractAsyncContextManager[None]:
     """Show the terminal of ``process`` on ours, if that is ``wanted``."""
     if not wanted:
         return nullcontext()
-    return shown(process.resize, process.stdin if typing else None)
+    return shown(process.resize, process.stdin if typing else None, console=console)
 
 
-async def _feed(container: Container) -> None:
+async def _feed(container: Container, console: Console) -> None:
     """Copy our stdin to the container; meanwhile, those who attach may type as well."""
     if container.stdin.closed:
         return  # it has ended before its start was on record
     async with input_shared(container.id, container.stdin):
-        await feed_input(container.stdin)
+        await feed_input(container.stdin, console.streams[0])
 
 
-async def _tell_oom(container: Container) -> None:
+async def _tell_oom(container: Container, console: Console) -> None:
     """Of what the container survives, at once; its end is told of at its end."""
     kills = 0
     while True:
         kills = await container.wait_oom(kills)
         if container.survives_oom:
             text = live_text(kills, container.memory_limit)
-            complain(f"container {container.id}: {text}")
+            console.complain(f"container {container.id}: {text}")
 
 
-async def _attach(container: Container) -> None:
+async def _attach(container: Container, console: Console) -> None:
     """Copy all output; the end of both streams is the end of the container, or of our readers."""
 
     async def copy(stream: Stream) -> None:
-        sink = OutputSink(int(stream))
+        sink = OutputSink(console.streams[int(stream)], shared=console.shared)
         reader = container.follow(stream, sink.write_now if sink.is_prompt else None)
         try:
             await copy_log(reader, sink)
         except OSError as error:
-            complain(f"{stream.name.lower()} of the container cannot be read: {error}")
+            console.complain(f"{stream.name.lower()} of the container cannot be read: {error}")
         finally:
             reader.close()
             sink.close()
         if sink.error is not None:
-            complain(f"cannot write to {stream.name.lower()}: {sink.error.strerror}")
+            console.complain(f"cannot write to {stream.name.lower()}: {sink.error.strerror}")
         if reader.skipped_bytes:
-            complain(f"{reader.skipped_bytes} bytes of {stream.name.lower()} were skipped")
+            console.complain(f"{reader.skipped_bytes} bytes of {stream.name.lower()} were skipped")
 
     async with trio.open_nursery() as copies:
         for stream in Stream:
@@ -149,7 +165,7 @@ async def _attach(container: Container) -> None:
 
 @asynccontextmanager
 async def forwarding(
-    signals: AsyncIterator[int], process: _Process, what: str
+    signals: AsyncIterator[int], process: _Process, what: str, console: Console = OWN
 ) -> AsyncIterator[None]:
     """Forward signals to ``process`` for as long as the block runs.
 
@@ -173,8 +189,8 @@ async def forwarding(
                     if number in _ENDING:
                         nursery.cancel_scope.cancel()
                         return
-                if not insisted and number == signal.SIGINT and sys.stderr.isatty():
-                    complain(
+                if not insisted and number == signal.SIGINT and console.is_watched():
+                    console.complain(
                         f"sent {signal_name(number)} to the {what}; "
                         "press Ctrl-C twice within a second to kill it"
                     )
@@ -191,7 +207,7 @@ def exit_code(status: ExitStatus) -> int:
 
 async def exec_command(container: str, spec: ExecSpec, root: str, keeper: SpawnedKeeper) -> int:
     """Run a command in a running container, stay until its end, and return the exit code."""
-    with trio.open_signal_receiver(*heeded()) as signals:
+    with OWN.signals() as signals:
         async with Supervisor(root, link=KeeperLink(*keeper)) as supervisor:
             execution = await supervisor.execute_spec(container, spec)
 
@@ -220,7 +236,7 @@ async def exec_command(container: str, spec: ExecSpec, root: str, keeper: Spawne
             execution.stop_reading()  # if a signal made us leave before the end of the output
             status = await execution.wait()
     if execution.timed_out:
-        complain(
+        OWN.complain(
             f"command in container {execution.container_id}: stopped, having run for "
             f"{spec.timeout:g} s (--timeout)"
         )

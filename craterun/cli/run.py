@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import suppress
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from craterun.cli.cidfile import CidFile
 from craterun.cli.envfiles import read_env_files
 from craterun.cli.limits import LimitOptions
 from craterun.cli.uninterrupted import uninterrupted
 from craterun.cli.window import DEFAULT_WINDOW, default_term, our_window
-from craterun.core.errors import CraterunError, UsageError
+from craterun.core.errors import UsageError
 from craterun.core.keys import parse_keys
 from craterun.core.limits import Limits
 from craterun.core.request import Request
 from craterun.core.restart import parse_restart
 from craterun.core.spec import HOST_ROOTFS, Spec
 from craterun.core.units import parse_env
+from craterun.serve import desk
 from craterun.state.store import default_root
 
 
@@ -165,9 +166,14 @@ def run(
 
     root = default_root()  # that of the real user: from here on, everybody is root
     become_root()
-    with _CidFile(cidfile) as cid:
+    if interactive and not tty:
+        desk.leave_terminal_alone()
+    with CidFile(cidfile) as cid:
         if detach or keys:
-            from craterun.cli.background import start_detached
+            if desk.current is not None:
+                from craterun.cli.served import start_detached
+            else:
+                from craterun.cli.background import start_detached
 
             container_id = start_detached(spec, root)
             cid.write(container_id)
@@ -179,10 +185,14 @@ def run(
                 )
             print(container_id)
             return 0
+        if desk.current is not None:
+            from craterun.cli.served import hand_over
+
+            hand_over(spec, cidfile, attach=attach or tty, quiet=quiet)
         return _run_in_foreground(spec, root, cid, attach=attach or tty, quiet=quiet)
 
 
-def _run_in_foreground(spec: Spec, root: str, cid: _CidFile, *, attach: bool, quiet: bool) -> int:
+def _run_in_foreground(spec: Spec, root: str, cid: CidFile, *, attach: bool, quiet: bool) -> int:
     from craterun.keeper.spawn import spawn_keeper
 
     # The keeper starts on the other core while this process imports trio.
@@ -211,39 +221,3 @@ def _run_in_foreground(spec: Spec, root: str, cid: _CidFile, *, attach: bool, qu
         )
 
     return trio.run(main)
-
-
-class _CidFile:
-    """--cidfile: claimed before anything is started, removed if nothing was."""
-
-    def __init__(self, path: str | None) -> None:
-        self._path = path
-        self._written = False
-
-    def __enter__(self) -> _CidFile:
-        if self._path is not None:
-            try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                os.close(os.open(self._path, flags, 0o644))
-            except OSError as error:
-                raise UsageError(
-                    f"--cidfile {self._path}: {os.strerror(error.errno or 0)}"
-                ) from error
-        return self
-
-    def write(self, container_id: str) -> None:
-        """Write the id."""
-        if self._path is not None:
-            try:
-                with open(self._path, "w") as file:
-                    file.write(container_id)
-            except OSError as error:
-                raise CraterunError(
-                    f"--cidfile {self._path}: {os.strerror(error.errno or 0)} "
-                    f"(container {container_id})"
-                ) from error
-            self._written = True
-
-    def __exit__(self, *_: object) -> None:
-        if self._path is not None and not self._written:
-            os.unlink(self._path)

@@ -12,7 +12,8 @@ import os
 import socket
 import stat
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.EIO, errno.ENOTCONN, errno.EBADF)
 _INLINE_BYTES = 64 * 1024
 _READ_BYTES = 64 * 1024
+_Result = TypeVar("_Result")
 
 
 class OutputSink:
@@ -32,10 +34,14 @@ class OutputSink:
 
     :ivar gone: the reader went away; writing more is pointless
     :ivar error: a write failed for another reason, such as a full disk
+    :ivar is_shared: this process writes for others, too
     """
 
-    def __init__(self, number: int) -> None:
-        """:param number: descriptor to write to; it stays the caller's"""
+    def __init__(self, number: int, *, shared: bool = False) -> None:
+        """:param number: descriptor to write to; it stays the caller's
+        :param shared: never block this process, not even for as long as a disk takes
+        """
+        self.is_shared = shared
         self.gone = False
         self.error: OSError | None = None
         self._number = number
@@ -115,14 +121,10 @@ class OutputSink:
             return sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
     async def _write_in_thread(self, data: memoryview) -> int:
-        if len(data) <= _INLINE_BYTES and stat.S_ISREG(os.fstat(self._number).st_mode):
+        small = len(data) <= _INLINE_BYTES and not self.is_shared
+        if small and stat.S_ISREG(os.fstat(self._number).st_mode):
             return os.write(self._number, data)
-        return await trio.to_thread.run_sync(
-            os.write,
-            self._number,
-            data,
-            abandon_on_cancel=True,  # type: ignore[call-arg]  # newer than trio-typing's stubs
-        )
+        return await _in_thread(self._number, lambda own: os.write(own, data))
 
     def close(self) -> None:
         """Close what was opened here; the user's descriptor stays."""
@@ -145,7 +147,8 @@ async def copy_log(reader: LogReader, sink: OutputSink) -> None:
         if not data:
             return
         await sink.write(data)
-        if len(data) == CHUNK_BYTES and not sink.is_prompt:
+        # Cancelled, it is left behind, and must not write to what others have opened since.
+        if len(data) == CHUNK_BYTES and not sink.is_prompt and not sink.is_shared:
             await trio.to_thread.run_sync(
                 reader.read_on,
                 sink.write_in_thread,
@@ -153,12 +156,15 @@ async def copy_log(reader: LogReader, sink: OutputSink) -> None:
             )
 
 
-async def feed_input(target: Fd) -> None:
-    """Copy our stdin to an input pipe, and close that at end-of-file. Takes ``target``."""
-    async with trio.lowlevel.FdStream(target.take()) as stream:
+async def feed_input(target: Fd, number: int = 0) -> None:
+    """Copy our stdin to an input pipe, and close that at end-of-file. Takes ``target``.
+
+    :param number: descriptor of our stdin, borrowed
+    """
+    async with trio.lowlevel.FdStream(target.take()) as stream, InputSource(number) as source:
         while True:
             try:
-                data = await read_stdin()
+                data = await source.read()
                 if not data:
                     return
                 await stream.send_all(data)
@@ -175,3 +181,77 @@ async def read_stdin(number: int = 0) -> bytes:
     except PermissionError:
         return await trio.to_thread.run_sync(os.read, number, _READ_BYTES)
     return os.read(number, _READ_BYTES)
+
+
+class InputSource:
+    """Our stdin. Others may read the same pipe or terminal: that there was something to read does
+    not mean that there still is.
+    """
+
+    def __init__(self, number: int) -> None:
+        """:param number: descriptor to read; it stays the caller's"""
+        self._number = number
+        self._own = Fd(-1)
+        self._get: Callable[[], bytes] | None = None
+
+    async def __aenter__(self) -> InputSource:
+        try:
+            mode = os.fstat(self._number).st_mode
+            if stat.S_ISSOCK(mode):
+                self._own = Fd(os.dup(self._number))
+                self._get = self._receive
+            elif stat.S_ISFIFO(mode) or os.isatty(self._number):
+                flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+                self._own = Fd(os.open(f"/proc/self/fd/{self._number}", flags))
+                self._get = self._read_nonblocking
+        except OSError:
+            pass  # closed, or a terminal of another user, after su: read in a thread, if at all
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._own.close()
+
+    async def read(self) -> bytes:
+        """The next bytes; b"" at the end."""
+        if self._get is None:
+            return await self._read_in_thread()
+        while True:
+            try:
+                data = self._get()
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._own.fileno())
+            else:
+                await trio.lowlevel.checkpoint()
+                return data
+
+    def _read_nonblocking(self) -> bytes:
+        return os.read(self._own.fileno(), _READ_BYTES)
+
+    def _receive(self) -> bytes:
+        with socket.socket(fileno=os.dup(self._own.fileno())) as sock:
+            return sock.recv(_READ_BYTES, socket.MSG_DONTWAIT)
+
+    async def _read_in_thread(self) -> bytes:
+        # EPERM: a regular file, which is always readable, or a device that cannot be waited for.
+        with suppress(PermissionError):
+            await trio.lowlevel.wait_readable(self._number)
+        return await _in_thread(self._number, lambda own: os.read(own, _READ_BYTES))
+
+
+async def _in_thread(number: int, work: Callable[[int], _Result]) -> _Result:
+    """``work`` on a duplicate of a descriptor that may block: when we are cancelled, the thread is
+    left behind, and must not find another file under the same number.
+    """
+    own = os.dup(number)
+
+    def do() -> _Result:
+        try:
+            return work(own)
+        finally:
+            os.close(own)
+
+    return await trio.to_thread.run_sync(
+        do,
+        abandon_on_cancel=True,  # type: ignore[call-arg]  # newer than trio-typing's stubs
+        limiter=trio.CapacityLimiter(1),  # nobody waits for others who are stuck
+    )

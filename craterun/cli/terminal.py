@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
 
-from craterun.cli.streams import read_stdin
-from craterun.cli.window import our_window
+from craterun.cli.console import OWN, Console
+from craterun.cli.streams import InputSource
 from craterun.core.keys import KeyMatcher
 from craterun.linux.fd import Fd
 from craterun.linux.terminal import RawMode
@@ -24,38 +23,45 @@ async def shown(
     *,
     keys: bytes = b"",
     detached: trio.Event | None = None,
+    console: Console = OWN,
 ) -> AsyncIterator[None]:
     """Connect our terminal for as long as the block runs; it is as it was afterwards.
 
     :param resize: called with the new size whenever our window changes
     :param target: the master side to type into; taken. None: what is typed stays with us.
     :param keys: a sequence of keys that is not passed on, but sets ``detached``
+    :param console: what is ours, if it is not this process's own
     """
-    with trio.open_signal_receiver(signal.SIGWINCH) as changes:
+    with console.window_changes() as changes:
         async with trio.open_nursery() as tasks:
 
             async def follow_size() -> None:
-                resize(*our_window())  # it may have changed since the start
+                resize(*console.window())  # it may have changed since the start
                 async for _ in changes:
-                    resize(*our_window())
+                    resize(*console.window())
 
             tasks.start_soon(follow_size)
             if target is None:
                 yield
             else:
-                with RawMode(0):
-                    tasks.start_soon(_type, target, KeyMatcher(keys), detached)
+                with RawMode(console.streams[0], drain=not console.shared):
+                    tasks.start_soon(_type, console, target, KeyMatcher(keys), detached)
                     yield
             tasks.cancel_scope.cancel()
 
 
-async def _type(target: Fd, matcher: KeyMatcher, detached: trio.Event | None) -> None:
+async def _type(
+    console: Console, target: Fd, matcher: KeyMatcher, detached: trio.Event | None
+) -> None:
     """Copy our stdin to a terminal. At its end, the terminal sees what Ctrl-D sends."""
     last = b"\n"
-    async with trio.lowlevel.FdStream(target.take()) as stream:
+    async with (
+        trio.lowlevel.FdStream(target.take()) as stream,
+        InputSource(console.streams[0]) as source,
+    ):
         while True:
             try:
-                data = await read_stdin()
+                data = await source.read()
                 if not data:
                     await stream.send_all(matcher.rest())
                     # Within a line the first one only ends the line's reading (termios(3), VEOF).

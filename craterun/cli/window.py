@@ -7,11 +7,14 @@ import os
 DEFAULT_WINDOW = (24, 80)
 
 
-def our_window() -> tuple[int, int]:
-    """(rows, columns) of the terminal that we run in, or of the usual one."""
+def our_window(streams: tuple[int, int, int] = (0, 1, 2)) -> tuple[int, int]:
+    """(rows, columns) of the terminal that we run in, or of the usual one.
+
+    :param streams: descriptors, one of which may be that terminal
+    """
     from craterun.linux.terminal import window_size
 
-    for fd in (0, 1, 2):
+    for fd in streams:
         try:
             size = window_size(fd)
         except OSError:

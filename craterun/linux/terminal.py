@@ -42,14 +42,16 @@ class RawMode:
     No terminal at all is left alone.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, drain: bool = True) -> None:
+        """:param drain: wait until all output has left, which it may not, stopped by Ctrl-S"""
         self._fd = fd
+        self._when = termios.TCSADRAIN if drain else termios.TCSANOW
         self._saved: list[object] | None = None
 
     def __enter__(self) -> RawMode:
         if os.isatty(self._fd):
             self._saved = termios.tcgetattr(self._fd)
-            tty.setraw(self._fd, termios.TCSADRAIN)
+            tty.setraw(self._fd, self._when)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -134,6 +134,22 @@ class Supervisor:
             raise CraterunError("this supervisor is not open: use it inside its async with block")
         return self._services, self._tasks
 
+    @property
+    def keeper_died(self) -> bool:
+        """Whether nothing can be started any more."""
+        return self._services is not None and self._services.link.dead
+
+    def look_again(self, *, at_host: bool) -> None:
+        """What was found out about root directories is forgotten, and the host is looked at again.
+
+        For programs that live so long that either may have become another one.
+
+        :param at_host: there is a reason to; it takes half a millisecond
+        """
+        self._roots.clear()
+        if at_host:
+            self.facts = host.probe()
+
     # --- run --------------------------------------------------------------------------------------
 
     async def start(

@@ -157,6 +157,7 @@ def test_ps_quiet_and_running_and_json(cli: Cli, ended: str, live: Live) -> None
     ]
 
 
+@pytest.mark.no_server
 def test_ps_of_nothing_is_an_empty_list(cli: Cli) -> None:
     assert table(cli.ok("ps")) == []
     assert json.loads(cli.ok("ps", "--format", "json")) == []

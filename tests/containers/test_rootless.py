@@ -136,3 +136,23 @@ def test_without_cgroups_top_works_stats_has_dashes_and_pause_says_why(as_user: 
     assert b"cannot be paused: no cgroup hierarchy" in result.stderr
     assert result.stderr.endswith(b"run craterun as root\n")
     assert result.stderr.count(b"\n") == 1
+
+
+def test_a_users_server_looks_after_the_users_containers(as_user: RunAs) -> None:
+    script = """
+        mkfifo "$HOME/ready"
+        craterun serve >"$HOME/ready" &
+        read -r line <"$HOME/ready"
+        id=$(craterun run --detach -- sleep 1000)
+        pid=$(craterun ps --format json | grep '"pid"' | tr -dc 0-9)
+        keeper=$(ps -o ppid= -p "$pid" | tr -d ' ')
+        ps -o comm= -p "$keeper" -p "$(ps -o ppid= -p "$keeper" | tr -d ' ')" | sort
+        craterun run --attach -- id -u
+        craterun shutdown || craterun rm --force "$id"
+        wait $!
+        echo $?
+        craterun wait "$id"
+    """
+    result = as_user(script)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout.decode().split() == ["craterun-keeper", "craterun-serve", "0", "0", "137"]

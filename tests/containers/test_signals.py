@@ -175,6 +175,7 @@ def test_a_signal_after_the_end_frees_us_from_a_stopped_reader(
     assert digest((directory / "stdout.log").read_bytes()) == digest(noise(1, 2**20))
 
 
+@pytest.mark.no_server
 def test_a_signal_after_the_end_of_an_exec_frees_us_from_a_stopped_reader(
     rootfs: Path, state_root: Path
 ) -> None:
@@ -297,6 +298,7 @@ def test_a_signal_at_any_moment_of_the_start_leaves_nothing_half_made(
         assert cgroups_of(container_id) == []
 
 
+@pytest.mark.no_server
 def test_a_signal_while_the_container_is_being_made_reaches_it(
     rootfs: Path, state_root: Path
 ) -> None:

@@ -23,7 +23,19 @@ MAY_IMPORT = {
     "client": {"core", "linux", "state", "keeper", "supervisor", "client"},
     "bench": {"core", "linux", "state", "keeper", "supervisor", "client", "bench"},
     "batch": {"core", "linux", "state", "keeper", "supervisor", "client", "batch"},
-    "cli": {"core", "linux", "state", "keeper", "supervisor", "client", "bench", "batch", "cli"},
+    "serve": {"core", "linux", "state", "keeper", "supervisor", "client", "serve"},
+    "cli": {
+        "core",
+        "linux",
+        "state",
+        "keeper",
+        "supervisor",
+        "client",
+        "bench",
+        "batch",
+        "serve",
+        "cli",
+    },
 }
 HEAVY_FOR_A_KEEPER = {
     "msgspec", "enum", "re", "typing_extensions", "trio", "anyio", "asyncio", "logging",

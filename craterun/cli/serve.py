@@ -1,0 +1,125 @@
+"""serve: one supervisor for everybody, and warm processes for commands; shutdown: its end."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from typing import Annotated
+
+import msgspec
+from cyclopts import Parameter
+
+from craterun.cli import thin
+from craterun.core.errors import CraterunError, UsageError
+from craterun.core.spec import MAX_SECONDS
+from craterun.linux.calls import set_process_name
+from craterun.linux.userns import become_root
+from craterun.serve import frames
+from craterun.serve.hello import Circumstances
+from craterun.serve.jobs import Crew, spawn
+from craterun.serve.listener import Listener, listen, notify, take_passed
+from craterun.state.store import default_root
+
+_LEAVE_RUNNING = "leave-running"
+
+
+def serve(
+    *,
+    max_parallel_starts: int | None = None,
+    idle_exit: Annotated[float | None, Parameter(negative=())] = None,
+    leave_running: bool = False,
+) -> int:
+    """Stay, and make all other commands quick: they use a server whenever there is one.
+
+    It listens at .serve.sock in the state directory, or where --socket or CRATERUN_SOCKET says, for
+    the same user only. Every command works the same with it and without. SIGTERM, SIGINT and
+    craterun shutdown end it in good order; a second signal kills what it waits for.
+
+    Parameters
+    ----------
+    max_parallel_starts
+        How many containers may be starting at the same time; the others wait. Default: no limit.
+    idle_exit
+        Seconds after which it ends, if nothing runs and nobody is connected for so long.
+    leave_running
+        At its end, do not stop its containers: another supervisor looks after them.
+    """
+    if max_parallel_starts is not None and max_parallel_starts < 1:
+        raise UsageError(f"--max-parallel-starts {max_parallel_starts} would start nothing")
+    if idle_exit is not None and not 0 < idle_exit < MAX_SECONDS:
+        raise UsageError(f"--idle-exit {idle_exit:g} is not a number of seconds to wait for")
+    root = default_root()
+    program, essence = thin.program(), _circumstances().essence()
+    path = os.path.abspath(thin.socket_path())
+    become_root()  # after which the default would be that of root
+    listener = take_passed() or listen(path)
+    try:
+        from craterun.cli.warm import get_ready
+
+        get_ready()  # before the fork, so that the memory is shared
+        pid, sock = spawn(Crew(_rehearse, _run, _learn))
+    except BaseException:
+        listener.close()
+        raise
+    from craterun.cli.serving import Serving
+
+    serving = Serving(
+        root=root,
+        program=program,
+        essence=essence,
+        idle_seconds=idle_exit,
+        max_starts=max_parallel_starts,
+        leave=leave_running,
+    )
+    serving.run(listener, pid, sock, lambda: _ready(listener))
+    return 0
+
+
+def _ready(listener: Listener) -> None:
+    set_process_name(b"craterun-serve")
+    print(f"craterun serves at {listener.path}", flush=True)
+    notify("READY=1")
+
+
+def _circumstances() -> Circumstances:
+    return msgspec.convert(thin.circumstances(), Circumstances)
+
+
+def _learn(arguments: list[str]) -> None:
+    from craterun.cli.warm import learn
+
+    learn(arguments)
+
+
+def _rehearse() -> None:
+    from craterun.cli.warm import rehearse
+
+    rehearse()
+
+
+def _run(arguments: list[str]) -> int:
+    from craterun.cli.app import run_command_line
+
+    return run_command_line(arguments)
+
+
+def shutdown(*, leave_running: bool = False) -> int:
+    """End the server that craterun serve has started; returns when it has ended.
+
+    Its containers are stopped as by craterun stop.
+
+    Parameters
+    ----------
+    leave_running
+        Do not stop them: another supervisor looks after them.
+    """
+    path = thin.socket_path()
+    sock = thin.connect(path)
+    if sock is None:
+        raise CraterunError(f"there is no server at {path}")
+    with closing(sock):
+        words = [frames.SHUTDOWN, _LEAVE_RUNNING] if leave_running else [frames.SHUTDOWN]
+        sock.sendall(frames.frame(thin.hello(words, [])))
+        while sock.recv(4096):  # until the server is no more
+            continue
+    return 0

@@ -1,0 +1,68 @@
+"""run in a worker of a server: the container is the server's, not this process's."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import NoReturn
+
+import msgspec
+
+from craterun.core.errors import CraterunError
+from craterun.core.spec import Spec
+from craterun.serve import desk
+
+
+class Request(msgspec.Struct, forbid_unknown_fields=True):
+    """What the server is to start.
+
+    :ivar attach: copy its output to the client
+    :ivar quiet: say nothing of processes killed for want of memory
+    :ivar cidfile: absolute path of an empty file for the id
+    """
+
+    spec: Spec
+    attach: bool = False
+    quiet: bool = False
+    cidfile: str | None = None
+
+
+class _AnsweredError(CraterunError):
+    """What went wrong in the server, with its exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def encode(request: Request) -> bytes:
+    """Not msgspec's JSON: that has no way to say bytes of an argument that are no UTF-8."""
+    return json.dumps(msgspec.to_builtins(request)).encode()
+
+
+def decode(data: bytes) -> Request:
+    """What `encode` has encoded."""
+    return msgspec.convert(json.loads(data), Request)
+
+
+def start_detached(spec: Spec, root: str) -> str:
+    """`background.start_detached` of the server. Its root is ours: it has made sure of that.
+
+    :raises CraterunError: whatever starting raised there, with the same text and exit code
+    """
+    del root
+    assert desk.current is not None
+    answer = desk.current.start(encode(Request(spec)))
+    if answer.error:
+        raise _AnsweredError(answer.error, answer.exit_code)
+    return answer.container_id
+
+
+def hand_over(spec: Spec, cidfile: str | None, *, attach: bool, quiet: bool) -> NoReturn:
+    """The server goes on in our place, with the streams of our client.
+
+    :param cidfile: a file that is claimed already
+    """
+    assert desk.current is not None
+    path = None if cidfile is None else os.path.abspath(cidfile)
+    desk.current.hand_over(encode(Request(spec, attach, quiet, path)))

@@ -1,0 +1,7 @@
+"""The server behind ``craterun serve``: one supervisor, and warm processes for commands.
+
+`frames` is what goes over the socket, in a form that the client writes without any import; `hello`
+is the server's strict reading of it. `listener` owns the socket, `workers` the processes that run
+commands, `server` brings them together. What a session of ``run`` is, the command line says
+(`cli.session`).
+"""

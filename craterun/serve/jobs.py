@@ -1,0 +1,317 @@
+"""The processes that run commands: forked from one that has imported everything, one for each.
+
+The *spawner* is the server's first child, forked before the server has an event loop or threads,
+so that its own forks are sound for ever. It forks a *worker* whenever it is told to, and tells how
+each ended. A worker waits for its job, becomes as much like the client as a process can
+(environment, directory, streams, ignored signals), runs the command line, and ends.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, NoReturn
+
+import msgspec
+
+from craterun.core import flags as f
+from craterun.linux import calls
+from craterun.serve import desk, frames
+from craterun.serve.hello import Hello, decode_hello
+
+MESSAGE_BYTES = 4096
+"""The longest message between server and spawner."""
+_DESK_FD = 3
+
+
+class Born(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The spawner has forked; along come the worker's socket and its pidfd."""
+
+    pid: int
+
+
+class Ended(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """A worker was reaped.
+
+    :ivar code: si_code of waitid(2)
+    :ivar status: si_status
+    """
+
+    pid: int
+    code: int
+    status: int
+
+
+class Code(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """A worker's command has ended, and all descriptors but this one are closed."""
+
+    code: int
+
+
+class Decline(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """A worker's command has done nothing yet, and must be run by the client itself."""
+
+
+class Start(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Start a container in the background; answered by an `Answer`.
+
+    :ivar request: what the server's session makes of it
+    """
+
+    request: bytes
+
+
+class HandOver(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Run a container in the foreground of the client; the worker's own job is done."""
+
+    request: bytes
+
+
+class Answer(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The server's answer to `Start`."""
+
+    container_id: str = ""
+    error: str = ""
+    exit_code: int = 125
+
+
+FromSpawner = Born | Ended
+FromWorker = Code | Decline | Start | HandOver
+
+
+class Desk:
+    """A worker's connection to the server, for the command that it runs."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Takes ownership."""
+        self._socket = sock
+
+    def start(self, request: bytes) -> Answer:
+        """Have the server start a container in the background.
+
+        :raises OSError: the server has gone
+        """
+        self.tell(Start(request))
+        return msgspec.msgpack.decode(self.receive(), type=Answer)
+
+    def hand_over(self, request: bytes) -> NoReturn:
+        """Have the server run a container in the foreground of our client; does not return."""
+        self.tell(HandOver(request))
+        os._exit(0)
+
+    def tell(self, message: FromWorker) -> None:
+        """Send."""
+        self._socket.sendall(frames.frame(msgspec.msgpack.encode(message)))
+
+    def receive(self) -> bytes:
+        """The next payload.
+
+        :raises ConnectionResetError: there is none
+        """
+        return self._exactly(int.from_bytes(self._exactly(4), "little"))
+
+    def _exactly(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            more = self._socket.recv(size - len(data))
+            if not more:
+                raise ConnectionResetError("the server has gone")
+            data += more
+        return bytes(data)
+
+    def receive_job(self) -> tuple[Hello, Sequence[int]] | None:
+        """A client's hello with its descriptors; None if there is none any more."""
+        data, fds, _, _ = socket.recv_fds(
+            self._socket, 4, frames.HELLO_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+        )
+        if not data:
+            return None
+        data += self._exactly(4 - len(data))
+        return decode_hello(self._exactly(int.from_bytes(data, "little"))), fds
+
+    def keep_only_this(self) -> None:
+        """Close every descriptor but ours, which becomes `_DESK_FD`, and the standard streams."""
+        os.dup2(self._socket.fileno(), _DESK_FD, inheritable=False)
+        if self._socket.fileno() != _DESK_FD:
+            self._socket.close()
+            self._socket = socket.socket(fileno=_DESK_FD)
+        calls.close_range(_DESK_FD + 1)
+
+    def keep_nothing_else(self) -> None:
+        """Close every descriptor but ours; the standard streams are /dev/null."""
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for number in range(_DESK_FD):
+            os.dup2(null, number)
+        calls.close_range(_DESK_FD + 1)
+
+
+class Crew(NamedTuple):
+    """What spawner and workers do.
+
+    :ivar rehearse: called in each worker before it has a job: what it does then for the first time,
+        and above all what memory it touches, takes no time later
+    :ivar run: called in each worker with the command line's arguments; returns the exit code
+    :ivar learn: called in the spawner with arguments that come again and again
+    """
+
+    rehearse: Callable[[], None]
+    run: Callable[[list[str]], int]
+    learn: Callable[[list[str]], None]
+
+
+def spawn(crew: Crew) -> tuple[int, socket.socket]:
+    """Fork the spawner. Returns its pid and the socket to it; both are the caller's."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        ours.setblocking(False)
+        return pid, ours
+    try:
+        ours.close()
+        # Signals of the terminal are for the server, which tells us of what concerns us.
+        os.setsid()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        calls.prctl(f.PR_SET_PDEATHSIG, signal.SIGKILL)
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(null, 0)
+        os.dup2(null, 1)  # whoever waits for the end of the server's output does not wait for us
+        calls.set_process_name(b"craterun-spawn")
+        gc.collect()
+        gc.freeze()  # a collection in a worker would copy every page that it looks at
+        _Spawner(theirs, crew).serve()
+    finally:
+        os._exit(1)
+
+
+class _Spawner:
+    """The spawner's state and its loop."""
+
+    def __init__(self, sock: socket.socket, crew: Crew) -> None:
+        self._socket = sock
+        self._crew = crew
+        self._pids: dict[int, int] = {}
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+
+    def serve(self) -> None:
+        """Until the server is gone, with which the workers end."""
+        while True:
+            for fd, _ in self._poll.poll():
+                if fd != self._socket.fileno():
+                    self._reap(fd)
+                elif not (data := self._socket.recv(MESSAGE_BYTES)):
+                    os._exit(0)  # the kernel kills the workers: PR_SET_PDEATHSIG
+                elif words := msgspec.msgpack.decode(data, type=list[bytes]):
+                    self._crew.learn([os.fsdecode(word) for word in words])
+                else:
+                    self._fork()
+
+    def _reap(self, pidfd: int) -> None:
+        result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+        if result is not None:
+            self._poll.unregister(pidfd)
+            os.close(pidfd)
+            pid = self._pids.pop(pidfd)
+            self._tell(Ended(pid, result.si_code, result.si_status))
+
+    def _fork(self) -> None:
+        theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                theirs.close()
+                _work(Desk(ours), self._crew)
+            finally:
+                os._exit(1)
+        ours.close()
+        pidfd = os.pidfd_open(pid)
+        self._pids[pidfd] = pid
+        self._poll.register(pidfd, select.POLLIN)
+        self._tell(Born(pid), [theirs.fileno(), pidfd])
+        theirs.close()
+
+    def _tell(self, message: FromSpawner, fds: Sequence[int] = ()) -> None:
+        try:
+            socket.send_fds(self._socket, [msgspec.msgpack.encode(message)], list(fds))
+        except OSError:
+            os._exit(0)  # the server is gone
+
+
+def _work(own: Desk, crew: Crew) -> None:
+    """A worker's life. Does not return."""
+    calls.prctl(f.PR_SET_PDEATHSIG, signal.SIGKILL)
+    own.keep_only_this()
+    calls.set_process_name(b"craterun-worker")
+    crew.rehearse()
+    job = own.receive_job()
+    if job is None:
+        os._exit(0)
+    desk.current = own
+    hello, fds = job
+    try:
+        _become(hello, fds)
+        try:
+            code = crew.run([os.fsdecode(argument) for argument in hello.arguments])
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else 1 if error.code else 0
+        _flush()
+    except desk.DeclinedError:
+        own.tell(Decline())
+        os._exit(0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        _flush()
+        code = 1
+    own.keep_nothing_else()  # whoever reads our output sees its end before the client's
+    own.tell(Code(code & 0xFF))
+    os._exit(0)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            continue
+
+
+def _become(hello: Hello, fds: Sequence[int]) -> None:
+    """Everything that makes a command of ours the client's."""
+    *streams, here = fds
+    for number, fd in enumerate(streams):
+        os.dup2(fd, number)
+    os.fchdir(here)
+    for fd in fds:
+        os.close(fd)
+    os.environ.clear()
+    for entry in hello.environment:
+        key, _, value = entry.partition(b"=")
+        os.environb[key] = value
+    # Entering a user namespace makes us root there, with another default than the client's.
+    os.environ.setdefault("CRATERUN_ROOT", os.fsdecode(hello.root))
+    time.tzset()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in hello.ignored:
+        signal.signal(number, signal.SIG_IGN)
+    _open_streams(hello.encodings.decode().split())
+    sys.argv = ["craterun", *map(os.fsdecode, hello.arguments)]
+
+
+def _open_streams(words: list[str]) -> None:
+    """As the interpreter opens them when it starts."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        encoding, errors = words[2 * number : 2 * number + 2]
+        raw = io.FileIO(number, "r" if number == 0 else "w", closefd=False)
+        buffer = io.BufferedReader(raw) if number == 0 else io.BufferedWriter(raw)
+        buffered = number < 2 and not os.isatty(number)
+        stream = io.TextIOWrapper(buffer, encoding, errors, "\n", line_buffering=not buffered)
+        setattr(sys, name, stream)

@@ -1,0 +1,144 @@
+"""The server's socket: made here, with a lock beside it, or handed over by systemd."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import stat
+
+from craterun.core.errors import CraterunError, UsageError
+from craterun.linux.fd import Fd
+
+SOCKET_NAME = ".serve.sock"
+"""In the state directory: a server belongs to one, and only its users find it."""
+_BACKLOG = 4096
+_FIRST_PASSED_FD = 3
+
+
+class Listener:
+    """A listening unix socket that nobody but its user can open.
+
+    :ivar socket: non-blocking
+    """
+
+    def __init__(self, sock: socket.socket, path: str, lock: Fd) -> None:
+        """Takes ownership. ``lock`` is closed if the socket file is not ours to remove."""
+        self.socket = sock
+        self.path = path
+        self._lock = lock
+
+    def close(self) -> None:
+        """Close it, and remove what `listen` has made, so that clients do not even ask."""
+        if not self._lock.closed:
+            os.unlink(self.path)
+            os.unlink(f"{self.path}.lock")
+        self.socket.close()
+        self._lock.close()
+
+
+def listen(path: str) -> Listener:
+    """Make a socket at ``path``, mode 0600; one that a dead server left there is replaced.
+
+    :raises CraterunError: another server has it, or it cannot be made
+    """
+    folder, name = os.path.split(path)
+    try:
+        os.makedirs(folder, 0o711, exist_ok=True)
+        lock = _lock(path)
+    except OSError as error:
+        raise CraterunError(f"no server at {path}: {os.strerror(error.errno or 0)}") from error
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    where = Fd(-1)
+    try:
+        where = Fd(os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        if os.path.lexists(path):
+            if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                raise UsageError(f"{path} exists and is not a socket: give another --socket")
+            os.unlink(path)
+        before = os.umask(0o177)
+        try:
+            sock.bind(f"/proc/self/fd/{where.fileno()}/{name}")
+        finally:
+            os.umask(before)
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except BaseException as error:
+        sock.close()
+        os.unlink(f"{path}.lock")
+        lock.close()
+        if isinstance(error, OSError):
+            raise CraterunError(f"no server at {path}: {os.strerror(error.errno or 0)}") from error
+        raise
+    finally:
+        where.close()
+    return Listener(sock, path, lock)
+
+
+def _lock(path: str) -> Fd:
+    """The lock beside the socket: whoever holds it may replace the socket.
+
+    :raises CraterunError: a server that lives has it
+    """
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        lock = Fd(os.open(f"{path}.lock", flags, 0o600))
+        try:
+            fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_same(lock.fileno(), f"{path}.lock"):
+                return lock
+        except BlockingIOError:
+            lock.close()
+            raise CraterunError(
+                f"there is a server at {path} already; end it with craterun shutdown"
+            ) from None
+        except BaseException:
+            lock.close()
+            raise
+        lock.close()  # of a server that has just ended, and has removed it
+
+
+def _is_same(number: int, path: str) -> bool:
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    here = os.fstat(number)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+
+def take_passed() -> Listener | None:
+    """The socket that systemd listens at for us (sd_listen_fds(3)), if there is one.
+
+    :raises UsageError: it is not one listening unix stream socket
+    """
+    if os.environ.pop("LISTEN_PID", None) != str(os.getpid()):
+        return None
+    count = os.environ.pop("LISTEN_FDS", "0")
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if count == "0":
+        return None
+    if count != "1":
+        raise UsageError(f"LISTEN_FDS is {count}: the server listens at one socket")
+    sock = socket.socket(fileno=_FIRST_PASSED_FD)
+    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+        sock.close()
+        raise UsageError("the socket that was passed is not a unix stream socket")
+    sock.set_inheritable(False)
+    sock.setblocking(False)
+    return Listener(sock, str(sock.getsockname()), Fd(-1))
+
+
+def notify(state: str) -> None:
+    """Tell systemd, if it wants to be told (sd_notify(3)): READY=1, STOPPING=1."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        sock.setblocking(False)
+        try:
+            sock.sendto(state.encode(), address)
+        except OSError:
+            return  # no reason not to serve

@@ -1,0 +1,291 @@
+"""One supervisor for everybody who asks at the socket, until it is told to end."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import resource
+import socket
+import struct
+from typing import Protocol
+
+import msgspec
+import trio
+
+from craterun.client import local
+from craterun.core.spec import Spec
+from craterun.linux.hostwatch import HostWatch
+from craterun.serve import frames
+from craterun.serve.attendance import Attendance, Peer
+from craterun.serve.hello import (
+    HELLO_SECONDS,
+    BrokenClientError,
+    Budget,
+    Hello,
+    Incoming,
+    close_all,
+    decode_hello,
+)
+from craterun.serve.jobs import Answer
+from craterun.serve.listener import Listener
+from craterun.serve.workers import Workers
+from craterun.state.store import Store
+from craterun.supervisor.container import Container
+from craterun.supervisor.main import Supervisor
+
+logger = logging.getLogger("craterun")
+
+LEAVE_RUNNING = "leave-running"
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_UNFINISHED_BYTES = 64 * 1024 * 1024
+_FDS_PER_CLIENT = 16
+"""Connection, streams, directory, worker, and what a container takes; generously."""
+_MAX_CLIENTS = 4096
+_GOODBYE_SECONDS = 5.0
+"""How long, at the end, a reader may take for the last output of a container that was stopped."""
+_SHORTAGE_SECONDS = 0.1
+_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+
+
+class Sessions(Protocol):
+    """What containers are started with, as the command line has it."""
+
+    async def start(self, house: Server, request: bytes) -> Answer:
+        """Start a container in the background."""
+
+    async def run(self, house: Server, request: bytes, peer: Peer) -> int:
+        """Run a container in the foreground of ``peer``; the exit code."""
+
+
+class Ours(msgspec.Struct, frozen=True):
+    """What a client must have in common with the server.
+
+    :ivar program: see `Hello`
+    :ivar real_root: the state directory
+    :ivar essence: see `Circumstances`
+    """
+
+    program: bytes
+    real_root: bytes
+    essence: tuple[bytes, ...]
+
+
+class Server:
+    """Lets clients in and sees them off. `serve` runs until it is told to end.
+
+    :ivar supervisor: of all containers
+    :ivar workers: who run commands
+    """
+
+    def __init__(
+        self,
+        listener: Listener,
+        workers: Workers,
+        supervisor: Supervisor,
+        sessions: Sessions,
+        ours: Ours,
+        *,
+        idle_seconds: float | None = None,
+    ) -> None:
+        """Everything is borrowed, and must be open.
+
+        :param idle_seconds: end when for so long nobody was there and nothing ran
+        """
+        self.workers = workers
+        self.supervisor = supervisor
+        self._listener = listener
+        self._sessions = sessions
+        self._ours = ours
+        self._idle_seconds = idle_seconds
+        self._host = HostWatch()
+        self._budget = Budget(_UNFINISHED_BYTES)
+        self._containers: dict[str, Container] = {}
+        self._clients = 0
+        self._attendances: set[Attendance] = set()
+        self._change = trio.Event()
+        self._ending = trio.Event()
+        self._leave = False
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        self._max_clients = min(_MAX_CLIENTS, max(16, hard // _FDS_PER_CLIENT))
+
+    def end(self, *, leave: bool = False) -> None:
+        """Let no one in any more, and have `serve` return.
+
+        :param leave: the containers are to go on, looked after by a successor
+        """
+        self._leave = self._leave or leave
+        self._ending.set()
+
+    def kill(self) -> None:
+        """For when somebody does not want to wait for containers to end."""
+        for container in self._containers.values():
+            container.kill()
+
+    async def serve(self) -> bool:
+        """Until `end`, or until it was idle for long enough.
+
+        Returns whether containers are left running; otherwise they were stopped.
+        """
+        try:
+            return await self._serve()
+        finally:
+            self._host.close()
+
+    async def _serve(self) -> bool:
+        async with trio.open_nursery() as tasks:
+            tasks.start_soon(self.workers.serve)
+            self.workers.refill()
+            self._tasks = tasks
+            with trio.CancelScope() as accepting:
+
+                async def stop_accepting() -> None:
+                    await self._ending.wait()
+                    accepting.cancel()
+
+                tasks.start_soon(stop_accepting)
+                if self._idle_seconds is not None:
+                    tasks.start_soon(self._end_when_idle, self._idle_seconds)
+                await self._accept()
+            self._listener.close()
+            if self._leave:
+                for container in self._containers.values():
+                    await container.recorded()
+            else:
+                await self._stop_containers()
+            tasks.cancel_scope.cancel()
+        return self._leave
+
+    # --- clients ----------------------------------------------------------------------------------
+
+    async def _accept(self) -> None:
+        sock = self._listener.socket
+        while True:
+            await trio.lowlevel.wait_readable(sock.fileno())
+            try:
+                client, _ = sock.accept()
+            except (BlockingIOError, ConnectionError):
+                continue
+            except OSError as error:
+                if error.errno not in _SHORTAGE:
+                    raise
+                # Who waits goes on waiting, and so the socket stays readable: not at once.
+                await trio.sleep(_SHORTAGE_SECONDS)
+                continue
+            if _uid_of(client) != os.geteuid() or self._clients >= self._max_clients:
+                client.close()  # it goes on without us
+                continue
+            client.setblocking(False)
+            self._clients += 1
+            self._note_change()
+            self._tasks.start_soon(self._attend, client)
+
+    async def _attend(self, sock: socket.socket) -> None:
+        incoming = Incoming(sock)
+        try:
+            await self._serve_client(sock, incoming)
+        except (BrokenClientError, trio.TooSlowError):
+            pass  # no client of ours, or one that has died
+        except Exception:
+            logger.exception("a client could not be served")
+        finally:
+            incoming.close()
+            sock.close()
+            self._clients -= 1
+            self._note_change()
+
+    async def _serve_client(self, sock: socket.socket, incoming: Incoming) -> None:
+        with trio.fail_after(HELLO_SECONDS):
+            payload = await incoming.receive(frames.MAX_HELLO_BYTES, self._budget)
+        if payload is None:
+            return
+        hello = decode_hello(payload)
+        fds = incoming.take_fds()
+        if hello.version == frames.VERSION and hello.arguments[:1] == [frames.SHUTDOWN.encode()]:
+            close_all(fds)
+            self.end(leave=LEAVE_RUNNING.encode() in hello.arguments)
+            sock.detach()  # closed by the kernel, when there is nothing left of us
+        elif len(fds) != frames.HELLO_DESCRIPTORS or not self._is_for_us(hello):
+            close_all(fds)
+            sock.send(frames.reply(frames.DECLINED), socket.MSG_NOSIGNAL)
+        else:
+            attendance = Attendance(self, sock, incoming, hello, payload, fds)
+            self._attendances.add(attendance)
+            try:
+                await attendance.run()
+            finally:
+                self._attendances.remove(attendance)
+
+    def _is_for_us(self, hello: Hello) -> bool:
+        """Whether a container that we start is the same as one that the client starts."""
+        if self.supervisor.keeper_died:
+            self.end()
+        return (
+            not self._ending.is_set()
+            and hello.version == frames.VERSION
+            and hello.program == self._ours.program
+            and hello.real_root == self._ours.real_root
+            and hello.circumstances.essence() == self._ours.essence
+        )
+
+    # --- containers -------------------------------------------------------------------------------
+
+    async def start(self, request: bytes) -> Answer:
+        """Start a container in the background."""
+        return await self._sessions.start(self, request)
+
+    async def run(self, request: bytes, peer: Peer) -> int:
+        """Run a container in the foreground of ``peer``; the exit code."""
+        return await self._sessions.run(self, request, peer)
+
+    async def begin(self, spec: Spec) -> Container:
+        """Start a container for a session; it is stopped at the end of the server.
+
+        :raises CraterunError: whatever `Supervisor.start` raises
+        """
+        self.supervisor.look_again(at_host=self._host.has_changed())
+        container = await self.supervisor.start(spec)
+        self._containers[container.id] = container
+        self._tasks.start_soon(self._forget_at_end, container)
+        return container
+
+    async def _forget_at_end(self, container: Container) -> None:
+        await container.wait()
+        del self._containers[container.id]
+        self._note_change()
+
+    async def _stop_containers(self) -> None:
+        """As ``craterun stop`` does; then see those off who were attached."""
+        store, ids = Store(self.supervisor.store.root), list(self._containers)
+        if ids:
+            await trio.to_thread.run_sync(local.stop, store, ids)
+        while self._containers:
+            await self._wait_change()
+        with trio.move_on_after(_GOODBYE_SECONDS):
+            while any(attendance.is_attached for attendance in self._attendances):
+                await self._wait_change()
+
+    # --- idleness ---------------------------------------------------------------------------------
+
+    async def _end_when_idle(self, seconds: float) -> None:
+        while True:
+            while self._clients or self._containers:
+                await self._wait_change()
+            with trio.move_on_after(seconds) as patience:
+                await self._wait_change()
+            if patience.cancelled_caught and not self._clients:
+                self.end()
+                return
+
+    def _note_change(self) -> None:
+        self._change.set()
+        self._change = trio.Event()
+
+    async def _wait_change(self) -> None:
+        await self._change.wait()
+
+
+def _uid_of(sock: socket.socket) -> int:
+    size = _CREDENTIALS.size
+    packed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    return int(_CREDENTIALS.unpack(packed)[1])
