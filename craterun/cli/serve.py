@@ -38,7 +38,8 @@ def serve(
     Parameters
     ----------
     max_parallel_starts
-        How many containers may be starting at the same time; the others wait. Default: no limit.
+        How many containers may be starting at the same time; the others wait. Default: as many as
+        suits the host.
     idle_exit
         Seconds after which it ends, if nothing runs and nobody is connected for so long.
     leave_running
