@@ -45,7 +45,7 @@ class EventFeed:
         try:
             if follow:
                 self._directory = make_journal_directory(root)
-                self._watch = DirectoryWatch(self._directory, contents=True)
+                self._watch = DirectoryWatch(self._directory, contents=True, name=True)
                 self._identity = _identity(self._directory)
             self._reader = JournalReader(root, at_end=follow and since is None)
         except OSError as error:
@@ -93,8 +93,6 @@ class EventFeed:
         :raises StateError: the directory has been removed
         """
         assert self._watch is not None
-        # The kernel tells of the end of a directory only when its last open file is closed, and
-        # that may be the one that we read.
         if not self._watch.take() or _identity(self._directory) != self._identity:
             raise StateError(
                 "the state directory's journal was removed; there is nothing to follow"

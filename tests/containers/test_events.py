@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -16,11 +17,14 @@ import trio
 
 from craterun import Event, Spec, Supervisor
 from craterun.client import Client
+from craterun.client.events import EventFeed
+from craterun.core.errors import StateError
 from craterun.state import journal
 from craterun.state.journal import journal_directory, note, segments
 from tests.containers import helpers
 from tests.containers.helpers import PATIENCE_SECONDS, SLEEP, Cli
 from tests.containers.oom_helpers import Feed
+from tests.containers.streams_helpers import wait_readable
 
 cli = helpers.cli
 LIFE = ["created", "started", "exited"]
@@ -169,6 +173,25 @@ def test_a_journal_that_is_removed_ends_its_followers(cli: Cli, rootfs: Path) ->
     shutil.rmtree(journal_directory(str(cli.state_root)))
     _, complaint = feed.process.communicate(timeout=PATIENCE_SECONDS)
     assert (feed.process.returncode, complaint.count(b"\n")) == (125, 1)
+
+
+def test_the_end_of_a_journal_is_noticed_while_its_last_segment_is_open(tmp_path: Path) -> None:
+    """Which we keep open, and so the kernel does not tell of the directory's end."""
+    root = str(tmp_path)
+    with EventFeed(root, follow=True) as feed:
+        note(root, Event(time.time_ns(), "created", "0" * 16, None, {}))
+        wait_readable(feed.fileno())
+        feed.take_news()
+        assert [what.type for what in feed.read()] == ["created"]
+        (segment,) = Path(journal_directory(root)).iterdir()
+        segment.unlink()
+        wait_readable(feed.fileno())
+        feed.take_news()
+        assert feed.read() == []
+        os.rmdir(journal_directory(root))
+        wait_readable(feed.fileno())
+        with pytest.raises(StateError, match="was removed"):
+            feed.take_news()
 
 
 @pytest.mark.slow
