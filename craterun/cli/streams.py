@@ -21,11 +21,12 @@ from craterun.linux.fd import Fd
 from craterun.supervisor.express import CHUNK_BYTES
 
 if TYPE_CHECKING:
-    from craterun.supervisor.pumps import LogReader
+    from craterun.supervisor.reader import LogReader
 
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.EIO, errno.ENOTCONN, errno.EBADF)
 _INLINE_BYTES = 64 * 1024
 _READ_BYTES = 64 * 1024
+_COPY_BYTES = 1024 * 1024
 _Result = TypeVar("_Result")
 
 
@@ -46,6 +47,7 @@ class OutputSink:
         self.error: OSError | None = None
         self._number = number
         self._own = Fd(-1)
+        self._takes_files = True
         self._put: Callable[[memoryview], int] | None = None
         try:
             mode = os.fstat(number).st_mode
@@ -84,14 +86,22 @@ class OutputSink:
             self._note(error)
             return 0
 
-    def write_in_thread(self, data: memoryview) -> bool:
-        """Write all of ``data``, waiting in this thread; whether there is any use in more."""
-        while data and not self.gone and self.error is None:
-            try:
-                data = data[os.write(self._number, data) :]
-            except OSError as error:
-                self._note(error)
-        return not data
+    def copy_in_thread(self, file: int, offset: int, size: int) -> int:
+        """Copy from a file, waiting in this thread; see `LogReader.read_on`."""
+        try:
+            if self._takes_files:
+                return os.sendfile(self._number, file, offset, size)
+            data = memoryview(os.pread(file, _COPY_BYTES, offset))
+            taken = 0
+            while taken < len(data):
+                taken += os.write(self._number, data[taken:])
+        except OSError as error:
+            if self._takes_files and error.errno in (errno.EINVAL, errno.ENOSYS):
+                self._takes_files = False  # sendfile(2) does not append, as to ``>>file``
+                return self.copy_in_thread(file, offset, size)
+            self._note(error)
+            return -1
+        return taken
 
     def _note(self, error: OSError) -> None:
         if error.errno in _GONE:
@@ -151,7 +161,7 @@ async def copy_log(reader: LogReader, sink: OutputSink) -> None:
         if len(data) == CHUNK_BYTES and not sink.is_prompt and not sink.is_shared:
             await trio.to_thread.run_sync(
                 reader.read_on,
-                sink.write_in_thread,
+                sink.copy_in_thread,
                 abandon_on_cancel=True,  # type: ignore[call-arg]  # newer than trio-typing's stubs
             )
 

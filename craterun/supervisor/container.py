@@ -34,7 +34,8 @@ from craterun.state.store import Store
 from craterun.supervisor.chronicle import Chronicle, with_oom
 from craterun.supervisor.doorway import keep_doorway
 from craterun.supervisor.lives import Lives, Relaunch, restarted_record
-from craterun.supervisor.pumps import DRAIN_SECONDS, LogReader, OutputLog, pump_output
+from craterun.supervisor.pumps import DRAIN_SECONDS, OutputLog, pump_output
+from craterun.supervisor.reader import LogReader
 from craterun.supervisor.terminal import Terminal
 
 if TYPE_CHECKING:

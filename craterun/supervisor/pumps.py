@@ -20,17 +20,15 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
 
 import trio
 
-from craterun.linux.fd import Fd
 from craterun.linux.shortage import is_no_thread
 from craterun.state.logs import Stream, Writer
 from craterun.supervisor.express import BULK_BYTES, CHUNK_BYTES, grow, pump_express
+from craterun.supervisor.reader import ROUND_BYTES, LogReader, own
 
 DRAIN_SECONDS = 2.0
 """How long a silent output pipe is still waited for after its last known writer has ended.
@@ -40,20 +38,6 @@ Only somebody outside, who was handed the descriptor over a socket, can keep a p
 whatever the command left running in the background.
 """
 
-_BULK_ROUND_BYTES = 8 * 1024 * 1024
-_LIVE_QUEUE_BYTES = 1024 * 1024
-
-
-class _Own(threading.local):
-    """One buffer for the pumps and readers of an event loop, whose thread this is: none of them
-    awaits anything between filling and emptying it.
-    """
-
-    def __init__(self) -> None:
-        self.buffer = memoryview(bytearray(CHUNK_BYTES))
-
-
-_own = _Own()
 _bulk_threads = trio.CapacityLimiter(4)
 
 
@@ -181,165 +165,6 @@ class OutputLog:
             self.end(stream)
 
 
-class LogReader:
-    """A cursor on one stream of a log that is still being written.
-
-    :ivar skipped_bytes: what did not fit into the queue after the log had failed, and what rotation
-        had removed before it was read
-    """
-
-    def __init__(
-        self, log: OutputLog, stream: Stream, direct: Callable[[memoryview], int] | None = None
-    ) -> None:
-        self.stream = stream
-        self._direct = direct
-        self._waits = False
-        self._passing = threading.Lock()
-        self.skipped_bytes = 0
-        self._log = log
-        self._file = Fd(-1)
-        self._base = 0
-        self._offset = 0
-        self._secured: deque[tuple[Fd, int]] | None = None
-        self._live: deque[bytes] = deque()
-        self._live_bytes = 0
-        self._closed = False
-
-    @property
-    def is_direct(self) -> bool:
-        """Whether it has said where its bytes go."""
-        return self._direct is not None
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether there is something in the log for it to read."""
-        return self._offset < self._log.writer.sizes[self.stream]
-
-    def pass_on(self, data: memoryview, offset: int) -> None:
-        """In the thread of the pump, which has just logged ``data``, at ``offset``.
-
-        If the reader had read all before that and waits, it waits for these bytes, and goes on
-        waiting: what it is told is that it has them.
-        """
-        # Not waited for: whoever has it reads or leaves, and so does not wait for these bytes. A
-        # reader asks for the writer's lock meanwhile, which we hold.
-        if not self._passing.acquire(blocking=False):
-            return
-        try:
-            if self._waits and self._direct is not None and self._offset == offset:
-                self._offset += self._direct(data)
-        finally:
-            self._passing.release()
-
-    def offer(self, data: bytes) -> None:
-        """Take ``data``, which the log has not, into the queue if there is room."""
-        if self._live_bytes + len(data) > _LIVE_QUEUE_BYTES:
-            self.skipped_bytes += len(data)
-        elif data:
-            self._live.append(data)
-            self._live_bytes += len(data)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether another chunk might not fit into the queue."""
-        return self._live_bytes > _LIVE_QUEUE_BYTES - CHUNK_BYTES
-
-    async def receive(self) -> bytes:
-        """The next bytes, at most CHUNK_BYTES; b"" at the end."""
-        while True:
-            if self.is_behind:
-                size = self._read(_own.buffer)
-                if size:
-                    return bytes(_own.buffer[:size])
-                continue
-            if self._live:
-                data = self._live.popleft()
-                self._live_bytes -= len(data)
-                self._log.made_room()
-                return data
-            if self._log.is_over(self.stream):
-                return b""
-            self._waits = True
-            try:
-                await self._log.wait_news(self.stream)
-            finally:
-                with self._passing:  # what is being passed on is not to be read as well
-                    self._waits = False
-
-    def read_on(self, take: Callable[[memoryview], bool]) -> None:
-        """Call ``take`` with what the log has now, chunk by chunk, until it returns False.
-
-        For a thread, while nobody awaits `receive`: whoever is far behind takes much at a time,
-        and not a trip through the event loop for each chunk.
-        """
-        buffer = memoryview(bytearray(CHUNK_BYTES))
-        taken = 0
-        while taken < _BULK_ROUND_BYTES and not self._closed and self.is_behind:
-            size = self._read(buffer)
-            taken += size
-            if size and not take(buffer[:size]):
-                return
-
-    def _read(self, buffer: memoryview) -> int:
-        """The next bytes from the log; 0 if they are in another file, or nowhere any more."""
-        with self._passing:  # `secure` and `close` come from the event loop
-            return self._read_locked(buffer)
-
-    def _read_locked(self, buffer: memoryview) -> int:
-        if not self._file.closed:
-            size = os.preadv(self._file.fileno(), [buffer], self._offset - self._base)
-            self._offset += size
-            if size:
-                return size
-        before = -1 if self._file.closed else self._base
-        self._file.close()
-        if self._secured is None:
-            number, self._base = self._log.writer.locate(self.stream, self._offset)
-            self._file = Fd(number)
-        elif self._secured:
-            self._file, self._base = self._secured.popleft()
-        if self._base > self._offset:  # what was in between has been removed
-            self._skip_to(self._base)
-        elif self._file.closed or (self._secured is None and self._base == before):
-            # Somebody truncated the file: what was in it cannot be had any more.
-            self._skip_to(self._log.writer.sizes[self.stream])
-        return 0
-
-    def _skip_to(self, offset: int) -> None:
-        self.skipped_bytes += offset - self._offset
-        self._offset = offset
-
-    def secure(self) -> None:
-        """The stream has ended. Open all that is still unread: the container may be removed."""
-        with self._passing:
-            self._secure()
-
-    def _secure(self) -> None:
-        if self._secured is not None:
-            return
-        end = self._log.writer.sizes[self.stream]
-        offset = self._offset
-        self._secured = deque()
-        try:
-            while offset < end:
-                number, base = self._log.writer.locate(self.stream, offset)
-                self._secured.append((Fd(number), base))
-                offset = max(base + os.fstat(number).st_size, offset + 1)
-        except OSError:
-            return  # too many open files, or a damaged folder: it will be counted as skipped
-        self._file.close()
-
-    def close(self) -> None:
-        """Stop reading."""
-        with self._passing:
-            self._closed = True
-            self._direct = None
-            while self._secured:
-                self._secured.popleft()[0].close()
-            self._file.close()
-        self._log.forget(self)
-
-
 async def pump_output(pipe: int, log: OutputLog, stream: Stream) -> None:
     """Move everything from ``pipe`` (borrowed) to the log, until end-of-file or cancelled.
 
@@ -348,7 +173,7 @@ async def pump_output(pipe: int, log: OutputLog, stream: Stream) -> None:
     """
     os.set_blocking(pipe, False)
     bulk = False
-    buffer = _own.buffer
+    buffer = own.buffer
     try:
         while True:
             if log.is_express(stream) and (left := await pump_express(pipe, log, stream)):
@@ -395,7 +220,7 @@ def _move_bulk(pipe: int, writer: Writer, stream: Stream) -> bytes:
     """
     buffer = memoryview(bytearray(CHUNK_BYTES))
     moved = 0
-    while moved < _BULK_ROUND_BYTES and not writer.is_lossy():
+    while moved < ROUND_BYTES and not writer.is_lossy():
         try:
             size = os.readv(pipe, [buffer])
         except BlockingIOError:
