@@ -136,12 +136,13 @@ def test_a_socket_gets_every_byte(rootfs: Path, state_root: Path, size: int) -> 
     check_log(the_container(state_root), out, err)
 
 
+@pytest.mark.parametrize("mode", ["wb", "ab"])  # the kernel copies to the one, and not the other
 @pytest.mark.parametrize("size", SOME_SIZES)
 def test_a_regular_file_gets_every_byte(
-    craterun: CommandLine, rootfs: Path, state_root: Path, tmp_path: Path, size: int
+    craterun: CommandLine, rootfs: Path, state_root: Path, tmp_path: Path, size: int, mode: str
 ) -> None:
     out, err = add_noise(rootfs, size)
-    with open(tmp_path / "out", "wb") as stdout, open(tmp_path / "err", "wb") as stderr:
+    with open(tmp_path / "out", mode) as stdout, open(tmp_path / "err", mode) as stderr:
         result = craterun(*write_both(rootfs, size), stdout=stdout, stderr=stderr)
     assert result.returncode == 0
     received = [digest((tmp_path / name).read_bytes()) for name in ("out", "err")]
