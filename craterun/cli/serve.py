@@ -20,8 +20,6 @@ from craterun.serve.jobs import Crew, spawn
 from craterun.serve.listener import Listener, listen, notify, take_passed
 from craterun.state.store import default_root
 
-_LEAVE_RUNNING = "leave-running"
-
 
 def serve(
     *,
@@ -119,7 +117,7 @@ def shutdown(*, leave_running: bool = False) -> int:
     if sock is None:
         raise CraterunError(f"there is no server at {path}")
     with closing(sock):
-        words = [frames.SHUTDOWN, _LEAVE_RUNNING] if leave_running else [frames.SHUTDOWN]
+        words = [frames.SHUTDOWN, frames.LEAVE_RUNNING] if leave_running else [frames.SHUTDOWN]
         sock.sendall(frames.frame(thin.hello(words, [])))
         while sock.recv(4096):  # until the server is no more
             continue

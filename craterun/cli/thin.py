@@ -88,7 +88,7 @@ def state_root() -> str:
 
 def socket_path() -> str:
     """Where a server would listen."""
-    return os.environ.get("CRATERUN_SOCKET") or os.path.join(state_root(), ".serve.sock")
+    return os.environ.get("CRATERUN_SOCKET") or os.path.join(state_root(), frames.SOCKET_NAME)
 
 
 def try_server(options: Options) -> None:

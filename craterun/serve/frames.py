@@ -26,6 +26,10 @@ SIGNALED = 4
 """The client is to die of this signal, as the command did."""
 SUSPENDED = 5
 """The command has stopped on SIGTSTP: the client may stop, too."""
+SOCKET_NAME = ".serve.sock"
+"""In the state directory: a server belongs to one, and only its users find it."""
+LEAVE_RUNNING = "leave-running"
+"""After `SHUTDOWN`: the containers are to go on."""
 SHUTDOWN = "\0shutdown"
 """Instead of a command's arguments: end the server; no file or user can have that name."""
 

@@ -10,8 +10,6 @@ import stat
 from craterun.core.errors import CraterunError, UsageError
 from craterun.linux.fd import Fd
 
-SOCKET_NAME = ".serve.sock"
-"""In the state directory: a server belongs to one, and only its users find it."""
 _BACKLOG = 4096
 _FIRST_PASSED_FD = 3
 

@@ -36,7 +36,6 @@ from craterun.supervisor.main import Supervisor
 
 logger = logging.getLogger("craterun")
 
-LEAVE_RUNNING = "leave-running"
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _UNFINISHED_BYTES = 64 * 1024 * 1024
 _FDS_PER_CLIENT = 16
@@ -203,7 +202,7 @@ class Server:
         fds = incoming.take_fds()
         if hello.version == frames.VERSION and hello.arguments[:1] == [frames.SHUTDOWN.encode()]:
             close_all(fds)
-            self.end(leave=LEAVE_RUNNING.encode() in hello.arguments)
+            self.end(leave=frames.LEAVE_RUNNING.encode() in hello.arguments)
             sock.detach()  # closed by the kernel, when there is nothing left of us
         elif len(fds) != frames.HELLO_DESCRIPTORS or not self._is_for_us(hello):
             close_all(fds)
