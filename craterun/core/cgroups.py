@@ -7,6 +7,7 @@ version 2. So every question here is asked for each controller.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import msgspec
 
@@ -22,7 +23,8 @@ PARENT = "craterun"
 """Every container's cgroup lies below this one, in each hierarchy, unless told otherwise."""
 
 ACCOUNTED = ("memory", "cpu", "cpuacct", "pids")
-"""Controllers that every container has, for limits and for accounting.
+"""Controllers that every container has, for limits and for accounting. A version 2 hierarchy, where
+there is one, accounts processor time without any, so that cpuacct is left out.
 
 Killing and pausing need none: the pid namespace ends as a whole with its first process, and a
 version 2 hierarchy, where there is one, freezes without controllers.
@@ -80,15 +82,33 @@ def plan_cgroups(container_id: str, host: HostFacts, limits: Limits = _NOTHING) 
     :param limits: with devices as MAJOR:MINOR
     :raises LimitError: a limit cannot be enforced here
     """
+    shape = _shape(host, limits)
+    return CgroupPlan(
+        None if shape.unified is None else shape.unified + container_id,
+        tuple([above + container_id for above in shape.legacy]),
+        shape.top,
+        shape.needed,
+        shape.welcome,
+        tuple([above + container_id for above in shape.cpusets]),
+        tuple([Write(write.directory + container_id, write.content) for write in shape.writes]),
+    )
+
+
+@lru_cache(maxsize=64)
+def _shape(host: HostFacts, limits: Limits) -> CgroupPlan:
+    """The plan of any container with these limits: its directories lack their last component."""
     asked = _controllers(limits)
     wanted = {*ACCOUNTED, *(_OLD_NAMES.get(name, name) for name in asked)}
-    if not any(hierarchy.version == 2 for hierarchy in host.hierarchies):
-        wanted.add("freezer")  # pausing is the version 2 hierarchy's business, if there is one
+    # Pausing and processor time are the version 2 hierarchy's business, if there is one.
+    if any(hierarchy.version == 2 for hierarchy in host.hierarchies):
+        wanted.discard("cpuacct")
+    else:
+        wanted.add("freezer")
     unified, top = None, ""
     offered: tuple[str, ...] = ()
     legacy, cpusets = [], []
     for hierarchy in host.hierarchies:
-        path = f"{hierarchy.top}/{hierarchy.parent}/{container_id}"
+        path = f"{hierarchy.top}/{hierarchy.parent}/"
         if hierarchy.version == 2:
             unified, top, offered = path, hierarchy.top, hierarchy.controllers
         elif not wanted.isdisjoint(hierarchy.controllers):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 
 import msgspec
 
@@ -132,22 +133,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def as_text(self) -> dict[str, str]:
         """As metadata.json has them: what was asked for only, each as it could be typed."""
-        text = {}
-        for name in self.__struct_fields__:
-            value = getattr(self, name)
-            if value is None or value == () or name == "cpu_period":
-                continue
-            if name == "cpu_quota":
-                text["cpu"] = f"{_count(value)} {self.cpu_period or DEFAULT_PERIOD}"
-            elif name == "io_max":
-                text[name] = ", ".join(value)
-            elif name == "oom_group":
-                text[name] = "yes" if value else "no"
-            elif name.startswith("memory"):
-                text[name] = format_bytes(value)
-            else:
-                text[name] = value if isinstance(value, str) else _count(value)
-        return text
+        return dict(_texts(self))
 
     def options(self) -> list[str]:
         """As options of the command line."""
@@ -161,6 +147,27 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             else:
                 options.append(f"{flag}={text}")
         return options
+
+
+@lru_cache(maxsize=64)
+def _texts(limits: Limits) -> dict[str, str]:
+    """`Limits.as_text`, once for many containers with the same limits."""
+    text = {}
+    for name in limits.__struct_fields__:
+        value = getattr(limits, name)
+        if value is None or value == () or name == "cpu_period":
+            continue
+        if name == "cpu_quota":
+            text["cpu"] = f"{_count(value)} {limits.cpu_period or DEFAULT_PERIOD}"
+        elif name == "io_max":
+            text[name] = ", ".join(value)
+        elif name == "oom_group":
+            text[name] = "yes" if value else "no"
+        elif name.startswith("memory"):
+            text[name] = format_bytes(value)
+        else:
+            text[name] = value if isinstance(value, str) else _count(value)
+    return text
 
 
 def from_text(text: dict[str, str]) -> Limits:

@@ -141,7 +141,7 @@ def _put(write: Write) -> None:
         raise _refusal(write, _reason(error, content)) from error
     finally:
         os.close(fd)
-    if not agrees(content.kind, content.value, found, mmap.PAGESIZE):
+    if found != content.value and not agrees(content.kind, content.value, found, mmap.PAGESIZE):
         shown = printable(found.replace("\n", "; "))
         raise _refusal(write, f"wrote {content.value!r}, but the kernel keeps {shown!r}")
 

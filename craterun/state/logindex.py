@@ -44,6 +44,8 @@ class Stream(IntEnum):
     __hash__ = int.__hash__
 
 
+STREAMS = tuple(Stream)
+"""To go through both: an enum's own iterator is a generator in Python."""
 _STREAMS = frozenset(Stream)
 FILES = {Stream.STDOUT: "stdout.log", Stream.STDERR: "stderr.log"}
 

@@ -61,6 +61,8 @@ class Clerk:
 
         Cancelled, it returns at once, and the job is done all the same.
         """
+        if self._in_place:
+            return function(*arguments)  # without the trip around the event loop that waiting is
         job = self.submit(function, *arguments)
         await job.done.wait()
         if job.error is not None:

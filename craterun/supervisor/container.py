@@ -34,7 +34,7 @@ from craterun.state.store import Store
 from craterun.supervisor.chronicle import Chronicle, with_oom
 from craterun.supervisor.doorway import keep_doorway
 from craterun.supervisor.lives import Lives, Relaunch, restarted_record
-from craterun.supervisor.pumps import DRAIN_SECONDS, OutputLog, pump_output
+from craterun.supervisor.pumps import DRAIN_SECONDS, OutputLog, Pump
 from craterun.supervisor.reader import LogReader
 from craterun.supervisor.terminal import Terminal
 
@@ -240,50 +240,60 @@ class Container:
     async def supervise(self) -> None:
         """From the successful execve to the final record.
 
-        Whatever ends a container early kills it and lets this go on: its output and its record are
-        seen to their end, since the last lines before a timeout are the ones that people need.
+        Not to be cancelled from outside (`Supervisor` shields it): whatever ends a container early
+        kills it and lets this go on. Its output and its record are seen to their end, since the
+        last lines before a timeout are the ones that people need.
         """
         self._services.clerk.submit(self._write_if_alive)
-        async with trio.open_nursery() as watchers:
-            # Not cancelled from outside: that only means SIGKILL, from `Supervisor`, and everything
-            # below happens all the same.
-            watchers.cancel_scope.shield = True
-            if self.record.timeout is not None and self.record.started is not None:
-                # The timeout is that of all lives together.
-                begun = self.record.created if self.record.restarts else self.record.started
-                due = begun + timedelta(seconds=self.record.timeout)
-                watchers.start_soon(self._stop_at, due)
+        if self.record.timeout is None or self.record.started is None:
+            await self._live_on()
+        else:
+            # The timeout is that of all lives together.
+            begun = self.record.created if self.record.restarts else self.record.started
+            async with trio.open_nursery() as timer:
+                timer.start_soon(self._stop_at, begun + timedelta(seconds=self.record.timeout))
+                await self._live_on()
+                timer.cancel_scope.cancel()
+        await self._conclude()
+        # In this order: whoever waits in another process waits for the lock, which the keeper drops
+        # last, and then finds the record.
+        logger.debug("%s: recorded, %s bytes logged", self.id, self._log.writer.sizes)
+        self._finished.set()
+        self.stdin.close()
+        await self._services.link.release(self._launched)
+
+    async def _live_on(self) -> None:
+        """All lives."""
+        await self._live()
+        while await self._goes_on():
             await self._live()
-            while await self._goes_on():
-                await self._live()
-            self._log.end_all()
-            watchers.cancel_scope.cancel()
-        with trio.CancelScope(shield=True):
-            await self._conclude()
-            # In this order: whoever waits in another process waits for the lock, which the keeper
-            # drops last, and then finds the record.
-            logger.debug("%s: recorded, %s bytes logged", self.id, self._log.writer.sizes)
-            self._finished.set()
-            self.stdin.close()
-            await self._services.link.release(self._launched)
+        self._log.end_all()
 
     async def _live(self) -> None:
         """From the successful execve to the end of the output."""
-        async with trio.open_nursery() as watchers:
-            for stream, pipe in self._outputs().items():
-                if pipe.closed:  # a terminal has no stderr; one killed on its way has no stream
-                    self._log.end(stream)
-                else:
-                    watchers.start_soon(self._pump, pipe, stream)
-            if self._terminal is not None and not self._launched.stdout.closed:
-                watchers.start_soon(keep_doorway, self.id, self._launched.stdout)
-            await self._exited()
+        pumps = []
+        for stream, pipe in self._outputs():
+            if pipe.closed:  # a terminal has no stderr; one killed on its way has no stream
+                self._log.end(stream)
+            else:
+                pumps.append(pump := Pump(pipe.fileno(), self._log, stream, self.kill))
+                pump.begin(self._services.ready, self._services.tasks)
+        try:
+            if self._terminal is None or self._launched.stdout.closed:
+                await self._exited()
+            else:
+                async with trio.open_nursery() as doorway:
+                    doorway.start_soon(keep_doorway, self.id, self._launched.stdout)
+                    await self._exited()
+                    doorway.cancel_scope.cancel()
             if self._terminal is not None:
                 self._terminal.close()
             logger.debug("%s: %s", self.id, self._launched.status)
             await self._drain()
             self._drained = time.monotonic_ns()
-            watchers.cancel_scope.cancel()
+        finally:
+            for pump in pumps:
+                await pump.stop()
 
     async def _goes_on(self) -> bool:
         """Whether there is another life, which has begun then."""
@@ -326,16 +336,17 @@ class Container:
         self._write_current()
         self._chronicle.restarted(self.record, before)
 
-    def _outputs(self) -> dict[Stream, Fd]:
-        return {Stream.STDOUT: self._launched.stdout, Stream.STDERR: self._launched.stderr}
-
-    async def _pump(self, pipe: Fd, stream: Stream) -> None:
-        await pump_output(pipe.fileno(), self._log, stream)
+    def _outputs(self) -> tuple[tuple[Stream, Fd], ...]:
+        return ((Stream.STDOUT, self._launched.stdout), (Stream.STDERR, self._launched.stderr))
 
     async def _exited(self) -> None:
-        """The pidfd tells that it ended; only its parent, the keeper, can tell how."""
-        await trio.lowlevel.wait_readable(self._launched.pidfd.fileno())
+        """The keeper, which watches its pidfd and is its parent, tells when and how it has ended.
+
+        With the keeper gone, the pidfd tells when (pidfd_open(2)), and nobody how.
+        """
         await self._launched.exited.wait()
+        if self._launched.status is None:
+            await trio.lowlevel.wait_readable(self._launched.pidfd.fileno())
 
     async def _stop_at(self, due: datetime) -> None:
         """At that time, ask it to end; kill it if it does not."""
@@ -349,7 +360,7 @@ class Container:
 
     async def _drain(self) -> None:
         """Until both streams have ended, or one is held open by a stranger who says nothing."""
-        for stream, pipe in self._outputs().items():
+        for stream, pipe in self._outputs():
             while not self._log.ended[stream]:
                 with trio.move_on_after(DRAIN_SECONDS) as patience:
                     await self._log.wait_end(stream)

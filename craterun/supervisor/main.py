@@ -42,6 +42,8 @@ from craterun.supervisor.lives import Relaunch, launch_container, running_record
 from craterun.supervisor.services import Services
 
 if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
     from craterun.core.execspec import ExecSpec
 
 logger = logging.getLogger("craterun")
@@ -77,6 +79,7 @@ class Supervisor:
         self._containers: set[Container] = set()
         self._ending = False
         self._roots: dict[str, RootDirectory] = {}
+        self._hosted: trio.Nursery | None = None
         self._tasks: trio.Nursery | None = None
         self._context: AbstractAsyncContextManager[None] | None = None
 
@@ -104,18 +107,37 @@ class Supervisor:
     @asynccontextmanager
     async def _serve(self, services: Services) -> AsyncIterator[None]:
         try:
-            async with services.serving(), trio.open_nursery() as guard:
-                guard.start_soon(self._kill_when_cancelled)
-                async with trio.open_nursery() as self._tasks:
-                    try:
-                        yield
-                    except BaseException:
-                        self._kill_all()
-                        raise
-                guard.cancel_scope.cancel()
+            async with services.serving(), trio.open_nursery() as outer:
+                leaving = trio.Event()
+                await outer.start(self._host, leaving)
+                try:
+                    async with trio.open_nursery() as self._tasks:
+                        try:
+                            yield
+                        except BaseException:
+                            self._kill_all()
+                            raise
+                finally:
+                    leaving.set()
         finally:
             self._services = None
             cgroup.remove_parents(self.facts)
+
+    # Ctrl-C, where a program leaves it to trio, is for the program and not for a container's task.
+    @trio.lowlevel.enable_ki_protection
+    async def _host(self, leaving: trio.Event, task_status: TaskStatus[None]) -> None:
+        """The containers' tasks, until the last one has ended after ``leaving``.
+
+        Shielded: to be cancelled only means SIGKILL for the containers, and everything that follows
+        an end happens all the same.
+        """
+        async with trio.open_nursery() as guard:
+            guard.start_soon(self._kill_when_cancelled)
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as self._hosted:
+                    task_status.started()
+                    await leaving.wait()
+            guard.cancel_scope.cancel()
 
     async def _kill_when_cancelled(self) -> None:
         """For when the block has been left already and its end is being waited for."""
@@ -130,9 +152,9 @@ class Supervisor:
             container.kill()
 
     def _running(self) -> tuple[Services, trio.Nursery]:
-        if self._services is None or self._tasks is None:
+        if self._services is None or self._hosted is None:
             raise CraterunError("this supervisor is not open: use it inside its async with block")
-        return self._services, self._tasks
+        return self._services, self._hosted
 
     @property
     def keeper_died(self) -> bool:
@@ -179,7 +201,7 @@ class Supervisor:
         require_root()
         self._running()
         async with self._admission:
-            services, tasks = self._running()  # it may have been closed meanwhile
+            services, hosted = self._running()  # it may have been closed meanwhile
             with explained("start the container"), trio.CancelScope(shield=True):
                 root, identity = await self._examine(spec)
                 prepared = await services.clerk.do(
@@ -196,7 +218,7 @@ class Supervisor:
                 # From here on, nothing is awaited: it is looked after, or was never started.
                 logger.debug("%s: pid %d executed %r", container.id, launched.pid, spec.command)
                 self._containers.add(container)
-                tasks.start_soon(self._look_after, container)
+                hosted.start_soon(self._look_after, container)
         if self._ending:
             container.kill()
         return container
@@ -352,7 +374,8 @@ class Supervisor:
         from craterun.supervisor import executing
 
         spec.check()
-        services, tasks = self._running()
+        services, _ = self._running()
+        assert self._tasks is not None
         with explained("run the command"), trio.CancelScope(shield=True):
             known = [container.record for container in self._containers]
             prepared = await trio.to_thread.run_sync(
@@ -360,7 +383,7 @@ class Supervisor:
             )
             execution = await executing.launch(services, prepared, spec)
         logger.debug("pid %d executes %r in a running container", execution.pid, spec.command)
-        tasks.start_soon(
+        self._tasks.start_soon(
             see_through, execution, services, self.store.root, prepared.record, spec.command
         )
         return execution

@@ -22,13 +22,18 @@ import errno
 import os
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import trio
 
-from craterun.linux.shortage import is_no_thread
+from craterun.linux.shortage import SHORTAGES, is_no_thread
+from craterun.state.logindex import STREAMS
 from craterun.state.logs import Stream, Writer
 from craterun.supervisor.express import BULK_BYTES, CHUNK_BYTES, grow, pump_express
 from craterun.supervisor.reader import ROUND_BYTES, LogReader, own
+
+if TYPE_CHECKING:
+    from craterun.supervisor.readiness import Readiness
 
 DRAIN_SECONDS = 2.0
 """How long a silent output pipe is still waited for after its last known writer has ended.
@@ -49,11 +54,11 @@ class OutputLog:
         self.writer = writer
         self._room = trio.lowlevel.ParkingLot()
         self._held_up: set[Stream] = set()
-        self.ended = dict.fromkeys(Stream, False)
+        self.ended = dict.fromkeys(STREAMS, False)
         self.may_go_on = may_go_on
-        self._news = {stream: trio.lowlevel.ParkingLot() for stream in Stream}
+        self._news: dict[Stream, trio.lowlevel.ParkingLot] = {}
         self._readers: list[LogReader] = []
-        self.waits = {stream: trio.CancelScope() for stream in Stream}
+        self.on_reader: dict[Stream, Callable[[], None]] = {}
 
     def follow(
         self, stream: Stream, direct: Callable[[memoryview], int] | None = None
@@ -68,7 +73,8 @@ class OutputLog:
         self._readers.append(reader)
         if self.is_over(stream):
             reader.secure()
-        self.waits[stream].cancel()  # the pump may go another way now
+        if (pump := self.on_reader.get(stream)) is not None:
+            pump()  # it may go another way now
         return reader
 
     def is_express(self, stream: Stream) -> bool:
@@ -95,11 +101,14 @@ class OutputLog:
 
     def announce(self, stream: Stream) -> None:
         """Wake readers of ``stream``."""
-        self._news[stream].unpark_all()
+        if (waiting := self._news.get(stream)) is not None:
+            waiting.unpark_all()
 
     async def wait_news(self, stream: Stream) -> None:
         """Until `announce`."""
-        await self._news[stream].park()
+        if (waiting := self._news.get(stream)) is None:
+            waiting = self._news[stream] = trio.lowlevel.ParkingLot()
+        await waiting.park()
 
     def append(self, stream: Stream, data: memoryview) -> None:
         """Log one chunk and wake the readers; or feed them, if there is no log any more."""
@@ -156,32 +165,140 @@ class OutputLog:
 
     def go_on(self) -> None:
         """Another life begins."""
-        self.ended = dict.fromkeys(Stream, False)
+        self.ended = dict.fromkeys(STREAMS, False)
 
     def end_all(self) -> None:
         """There is no other life."""
         self.may_go_on = False
-        for stream in Stream:
+        for stream in STREAMS:
             self.end(stream)
 
 
-async def pump_output(pipe: int, log: OutputLog, stream: Stream) -> None:
-    """Move everything from ``pipe`` (borrowed) to the log, until end-of-file or cancelled.
+class Pump:
+    """Moves everything from one pipe to the log, until end-of-file or `stop`.
 
-    The read end's description is shared with the keeper, which never reads, so making it
-    non-blocking disturbs nobody.
+    By a callback, as long as little comes and nobody is to be served the short way (`express`);
+    then by a task.
+
+    :ivar error: what has made it stop before
     """
-    os.set_blocking(pipe, False)
+
+    def __init__(
+        self, pipe: int, log: OutputLog, stream: Stream, on_error: Callable[[], None]
+    ) -> None:
+        """:param pipe: borrowed until `stop` has returned
+        :param on_error: called when it has stopped before, for a reason that `stop` raises then
+        """
+        self._on_error = on_error
+        self.error: Exception | None = None
+        self._pipe = pipe
+        self._log = log
+        self._stream = stream
+        self._ready: Readiness | None = None
+        self._tasks: trio.Nursery | None = None
+        self._scope: trio.CancelScope | None = None
+        self._done: trio.Event | None = None
+
+    def begin(self, ready: Readiness, tasks: trio.Nursery) -> None:
+        """:param tasks: outlives this pump"""
+        # The description of the read end is shared with the keeper, which never reads, so making
+        # it non-blocking disturbs nobody.
+        os.set_blocking(self._pipe, False)
+        self._tasks = tasks
+        try:
+            ready.watch(self._pipe, self._move)
+        except OSError as error:
+            if error.errno not in SHORTAGES:
+                raise
+            self._go_on_as_task()
+            return
+        self._ready = ready
+        self._log.on_reader[self._stream] = self._reader_came
+        self._reader_came()
+
+    def _reader_came(self) -> None:
+        if self._log.is_express(self._stream):
+            self._go_on_as_task()
+
+    def _move(self) -> None:
+        """By `Readiness`: one read."""
+        try:
+            size = os.readv(self._pipe, [own.buffer])
+            if size:
+                self._log.append(self._stream, own.buffer[:size])
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.EIO:  # what end-of-file is for a terminal
+                self._fail(error)
+            size = 0
+        except Exception as error:
+            self._fail(error)
+            size = 0
+        if size == 0:
+            self._unwatch()
+            self._log.end(self._stream)
+        elif size >= BULK_BYTES or self._log.writer.is_lossy():
+            self._go_on_as_task()
+
+    def _unwatch(self) -> None:
+        if self._ready is not None:
+            del self._log.on_reader[self._stream]
+            self._ready.unwatch(self._pipe)
+            self._ready = None
+
+    def _go_on_as_task(self) -> None:
+        assert self._tasks is not None
+        self._unwatch()
+        self._scope = trio.CancelScope()
+        self._done = trio.Event()
+        self._tasks.start_soon(self._run, self._scope, self._done)
+
+    async def _run(self, scope: trio.CancelScope, done: trio.Event) -> None:
+        try:
+            with scope:
+                await pump_output(self._pipe, self._log, self._stream)
+        except (Exception, ExceptionGroup) as error:
+            self._fail(error)
+        finally:
+            done.set()
+
+    def _fail(self, error: Exception) -> None:
+        self.error = error
+        self._on_error()
+
+    async def stop(self) -> None:
+        """What has not been read yet is left. When this returns, nobody uses the pipe any more.
+
+        :raises Exception: what has made it stop before
+        """
+        if self._ready is not None:
+            self._unwatch()
+            self._log.end(self._stream)
+        elif self._scope is not None and self._done is not None:
+            self._scope.cancel()
+            with trio.CancelScope(shield=True):
+                await self._done.wait()
+        if self.error is not None:
+            raise self.error
+
+
+async def pump_output(pipe: int, log: OutputLog, stream: Stream) -> None:
+    """Move everything from ``pipe`` (borrowed, non-blocking) to the log, until end-of-file or
+    cancelled.
+    """
     bulk = False
     buffer = own.buffer
     try:
         while True:
+            await log.wait_room(stream)
             if log.is_express(stream) and (left := await pump_express(pipe, log, stream)):
                 log.feed(stream, left.unlogged)
                 log.announce(stream)
                 if left.at_end:
                     return
-            with trio.CancelScope() as log.waits[stream]:
+            with trio.CancelScope() as scope:
+                log.on_reader[stream] = scope.cancel
                 await trio.lowlevel.wait_readable(pipe)
             try:
                 size = os.readv(pipe, [buffer])
@@ -194,7 +311,6 @@ async def pump_output(pipe: int, log: OutputLog, stream: Stream) -> None:
             if size == 0:
                 return
             log.append(stream, buffer[:size])
-            await log.wait_room(stream)
             if size >= BULK_BYTES and not log.writer.is_lossy():
                 if not bulk:
                     bulk = True
@@ -210,6 +326,7 @@ async def pump_output(pipe: int, log: OutputLog, stream: Stream) -> None:
                 log.feed(stream, unlogged)
                 log.announce(stream)
     finally:
+        log.on_reader.pop(stream, None)
         log.end(stream)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -13,6 +14,10 @@ from craterun.state.journal import Journal
 from craterun.supervisor.clerk import Clerk
 from craterun.supervisor.link import KeeperLink
 from craterun.supervisor.oom import OomMonitor
+from craterun.supervisor.readiness import Readiness
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
 
 
 class Services:
@@ -22,13 +27,18 @@ class Services:
     :ivar facts: what this host can do
     :ivar clerk: does file work
     :ivar oom: watches counters
+    :ivar ready: calls back when a descriptor is readable
+    :ivar tasks: of all that must not end before the last container has
     """
+
+    tasks: trio.Nursery
 
     def __init__(self, link: KeeperLink, root: str, facts: HostFacts) -> None:
         """:param root: the state directory, which decides where file work is done"""
         self.link = link
         self.facts = facts
         self.oom = OomMonitor(facts)
+        self.ready = Readiness()
         self._journals: dict[str, Journal] = {}
         self.clerk = Clerk(in_place=is_in_memory(root))
 
@@ -45,16 +55,20 @@ class Services:
         """
         scope = trio.CancelScope(shield=True)
 
-        async def serve() -> None:
+        # Ctrl-C, where a program leaves it to trio, ends what the program does and not this.
+        @trio.lowlevel.enable_ki_protection
+        async def serve(task_status: TaskStatus[None]) -> None:
             with scope:
-                async with trio.open_nursery() as all_of_them:
-                    all_of_them.start_soon(self.link.serve)
-                    all_of_them.start_soon(self.clerk.serve)
-                    all_of_them.start_soon(self.oom.serve)
+                async with trio.open_nursery() as self.tasks:
+                    self.tasks.start_soon(self.link.serve)
+                    self.tasks.start_soon(self.clerk.serve)
+                    self.tasks.start_soon(self.oom.serve)
+                    self.tasks.start_soon(self.ready.serve)
+                    task_status.started()
 
         try:
             async with trio.open_nursery() as outer:
-                outer.start_soon(serve)
+                await outer.start(serve)
                 try:
                     yield
                 finally:
