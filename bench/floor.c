@@ -34,7 +34,7 @@
 
 /* "unified" is the v2 mount, which clone3 itself enters; the others are v1 and
  * joined by the child.  One that does not exist on the host is left out. */
-const char *const hierarchies[HIERARCHIES_MAX] = {"unified", "memory", "pids", "cpu", "cpuacct"};
+const char *const hierarchies[HIERARCHIES_MAX] = {"unified", "memory", "pids", "cpu"};
 
 int parents[HIERARCHIES_MAX];
 static char parent_paths[HIERARCHIES_MAX][4096];

@@ -40,6 +40,7 @@ class Content(msgspec.Struct, frozen=True):
         one line among others
     :ivar optional: nobody asked for just this: where there is no such file, there need be none
     :ivar absent: why the file may be absent, and the remedy
+    :ivar initial: what it says in a new cgroup
     """
 
     flag: str
@@ -48,6 +49,7 @@ class Content(msgspec.Struct, frozen=True):
     kind: Kind
     optional: bool = False
     absent: str = ""
+    initial: bool = False
 
 
 def contents(controller: str, version: Version, limits: Limits) -> tuple[Content, ...]:
@@ -200,8 +202,11 @@ def _cpu_1(limits: Limits) -> list[Content]:
         flag = _asked(limits, "cpu_quota")
         period = str(limits.cpu_period or DEFAULT_PERIOD)
         quota = str(limits.cpu_quota)
+        usual = limits.cpu_period in (None, DEFAULT_PERIOD)
         found = [
-            Content(flag, "cpu.cfs_period_us", period, "exact", absent=_NO_BANDWIDTH),
+            Content(
+                flag, "cpu.cfs_period_us", period, "exact", absent=_NO_BANDWIDTH, initial=usual
+            ),
             Content(flag, "cpu.cfs_quota_us", quota, "exact", absent=_NO_BANDWIDTH),
         ]
     if limits.cpu_weight is not None:

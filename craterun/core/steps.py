@@ -12,7 +12,7 @@ and a later one uses (`core.opcodes.SLOT_*`).
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import msgspec
@@ -387,3 +387,24 @@ class LaunchPlan(msgspec.Struct, frozen=True):
     def is_native(self) -> bool:
         """Whether machine code can carry it out."""
         return all(part.template.native is not None for part in self.parts)
+
+
+class FilledPlan(msgspec.Struct, frozen=True):
+    """A plan of many containers, with what is particular to this one. For machine code only.
+
+    :ivar like: has the calls
+    :ivar values: in place of what its steps have of their own
+    :ivar cgroup: in place of its cgroup
+    :ivar whole: makes the plan as `core.plan.plan_run` does: for a Python child, and to explain a
+        failure
+    """
+
+    like: LaunchPlan
+    values: Values
+    cgroup: bytes
+    whole: Callable[[], LaunchPlan]
+
+
+def whole(plan: LaunchPlan | FilledPlan) -> LaunchPlan:
+    """``plan``, all of it."""
+    return plan.whole() if isinstance(plan, FilledPlan) else plan

@@ -500,6 +500,7 @@ def main(fd: int, takeover: list[str]) -> None:
     # Its arguments name paths of the host, and the PID 1 of --init, a fork, has them, too.
     calls.set_command_line(b"craterun-keeper")
     sock = _socket.socket(fileno=fcntl(fd, F_DUPFD_CLOEXEC, LOWEST_FD))
+    os.close(fd)  # which may be beyond those below
     for number in range(3, LOWEST_FD):
         os.dup2(0, number, inheritable=False)  # /dev/null, so that nothing else gets the number
     gc.disable()

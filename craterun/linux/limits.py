@@ -70,6 +70,8 @@ def apply(writes: Sequence[Write]) -> None:
     :raises LimitError: the kernel refused one, or keeps another value; remove the cgroups
     """
     for write in writes:
+        if write.content.initial:
+            continue  # the kernel's own default; what goes with it is written and read back
         _check(write)
         _put(write)
     _require_one_weight(writes)

@@ -39,7 +39,7 @@ from craterun.supervisor.reader import LogReader
 from craterun.supervisor.terminal import Terminal
 
 if TYPE_CHECKING:
-    from craterun.supervisor.link import Launched
+    from craterun.supervisor.launched import Launched
     from craterun.supervisor.services import Services
 
 logger = logging.getLogger("craterun")

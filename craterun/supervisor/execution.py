@@ -28,7 +28,8 @@ from craterun.supervisor.terminal import Terminal
 
 if TYPE_CHECKING:
     from craterun.core.execspec import ExecSpec
-    from craterun.supervisor.link import KeeperLink, Launched
+    from craterun.supervisor.launched import Launched
+    from craterun.supervisor.link import KeeperLink
     from craterun.supervisor.services import Services
 
 _ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGKILL)

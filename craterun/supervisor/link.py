@@ -7,22 +7,20 @@ import logging
 import os
 import socket
 import subprocess
-import time
 from contextlib import suppress
 from typing import Any
 
-import msgspec
 import trio
 
 from craterun.core import opcodes as op
 from craterun.core.errors import KeeperDiedError
-from craterun.core.life import ExitStatus
-from craterun.core.phases import Ended, Started
-from craterun.core.steps import LaunchPlan
+from craterun.core.phases import Started
+from craterun.core.steps import FilledPlan, LaunchPlan, Values
 from craterun.keeper import wire
 from craterun.keeper.spawn import spawn_keeper
 from craterun.linux.fd import Fd
 from craterun.linux.shortage import killed
+from craterun.supervisor.launched import DIED, Failure, Launched
 
 logger = logging.getLogger("craterun")
 
@@ -33,76 +31,6 @@ _HAS_LOCK = 2
 _LIVES_ON = 4
 _MOST_RELEASED = 1000
 """In one message, so that it always is a small one (`wire`)."""
-
-
-DIED = b"d"
-"""Evidence of a failure that there is nobody left to give evidence of."""
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """A launch that did not get as far as execve, or could not be taken over.
-
-    :ivar call: which call of the plan; -1: none of it
-    :ivar evidence: the child's, or the keeper's (`core.failures.explain`)
-    :ivar here: it was this process that had no room
-    """
-
-    call: int
-    errno: int
-    evidence: bytes
-    here: bool = False
-
-
-class Launched:
-    """One process as the keeper tells of it. Events fire in this order, and all fire at last.
-
-    :ivar settled: it executed its command, or failed to (then ``failure`` is set)
-    :ivar terminal: ``stdout`` is the terminal's master side, for reading and writing; there is no
-        ``stderr`` and no ``stdin``
-    :ivar merged: there is no ``stderr``: what goes there comes by ``stdout``
-    :ivar started: the keeper's times of its start
-    :ivar ended: the keeper's times of its end
-    :ivar told: when we were told of its end; nanoseconds of CLOCK_MONOTONIC, or 0
-    :ivar exited: it was reaped (then ``status`` is set), or the keeper is gone (``status`` is None)
-    """
-
-    __slots__ = (
-        "cookie", "ended", "exited", "failure", "lock", "merged", "number", "pid", "pidfd",
-        "settled", "start_time", "started", "status", "stderr", "stdin", "stdout", "terminal",
-        "told",
-    )  # fmt: skip
-
-    def __init__(self, number: int, *, terminal: bool = False, merged: bool = False) -> None:
-        self.number = number
-        self.terminal = terminal
-        self.merged = merged
-        self.pid = 0
-        self.start_time = 0
-        self.pidfd = Fd(-1)
-        self.stdout = Fd(-1)
-        self.stderr = Fd(-1)
-        self.stdin = Fd(-1)
-        self.lock = Fd(-1)
-        self.cookie = b""
-        self.settled = trio.Event()
-        self.exited = trio.Event()
-        self.failure: Failure | None = None
-        self.status: ExitStatus | None = None
-        self.started = Started()
-        self.ended = Ended()
-        self.told = 0
-
-    def reaped(self, code: int, status: int, executed: int, exited: int) -> None:
-        """The keeper says how and when it ended."""
-        self.status = ExitStatus.from_siginfo(code, status)
-        self.ended = Ended(executed, exited)
-        self.told = time.monotonic_ns()
-        self.exited.set()
-
-    def close(self) -> None:
-        """Close every descriptor that came from the keeper."""
-        for fd in (self.pidfd, self.stdout, self.stderr, self.stdin, self.lock):
-            fd.close()
 
 
 class KeeperLink:
@@ -143,7 +71,7 @@ class KeeperLink:
 
     async def launch(
         self,
-        plan: LaunchPlan,
+        plan: LaunchPlan | FilledPlan,
         *,
         cookie: bytes = b"",
         join: int = -1,
@@ -169,15 +97,22 @@ class KeeperLink:
         """
         if replacing is not None:
             self._retire(replacing)
+        native = native and self._native
+        values, cgroup = None, plan.cgroup
+        if isinstance(plan, FilledPlan):
+            if native and plan.like.is_native:
+                values, plan = plan.values, plan.like
+            else:
+                plan = plan.whole()
         launched = Launched(self._next, terminal=plan.terminal, merged=plan.merged)
         self._next += 1
         self._launched[launched.number] = launched
         fds = [fd for fd in (join, lock) if fd >= 0]
         flags = (_HAS_PIDFD_TO_JOIN if join >= 0 else 0) | (_HAS_LOCK if lock >= 0 else 0)
         flags |= _LIVES_ON if lives_on else 0
-        program = self._program(plan, native=native)
+        program = self._program(plan, values, native=native)
         streams = (plan.stdin, plan.owner, plan.terminal, plan.merged)
-        body = (*program, plan.clone_flags, plan.cgroup, *streams)
+        body = (*program, plan.clone_flags, cgroup, *streams)
         released = self._take_unreleased()
         try:
             head = (op.MSG_LAUNCH, launched.number, flags, cookie, body, released)
@@ -189,22 +124,33 @@ class KeeperLink:
             raise
         return launched
 
-    def _program(self, plan: LaunchPlan, *, native: bool) -> tuple[list[Any], list[Any] | None]:
-        """(parts, values) for machine code; (parts, None) for Python."""
-        if not (native and self._native and plan.is_native):
+    def _program(
+        self, plan: LaunchPlan, values: Values | None, *, native: bool
+    ) -> tuple[list[Any], list[Any] | None]:
+        """(parts, values) for machine code; (parts, None) for Python.
+
+        :param values: default: those of the plan's steps
+        """
+        if not (native and (values is not None or plan.is_native)):
             return [part.code for part in plan.parts], None
+        sent = self._sent
         parts: list[Any] = []
-        values: list[Any] = []
+        own: list[Any] = []
         for part in plan.parts:
-            number = part.template.number
-            parts.append((number, None if number in self._sent else part.template.native))
-            if part.template.values:
-                values += part.own()
-            self._sent.add(number)
-        return parts, values
+            template = part.template
+            number = template.number
+            parts.append((number, None if number in sent else template.native))
+            if values is None and template.values:
+                own += part.own()
+            sent.add(number)
+        return parts, own if values is None else list(values)
 
     async def start(
-        self, plan: LaunchPlan, cookie: bytes, lock: int, replacing: Launched | None = None
+        self,
+        plan: LaunchPlan | FilledPlan,
+        cookie: bytes,
+        lock: int,
+        replacing: Launched | None = None,
     ) -> Launched:
         """`launch`, and wait until the command was executed or it is known why it was not."""
         launched = await self.launch(plan, cookie=cookie, lock=lock, replacing=replacing)

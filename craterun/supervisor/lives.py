@@ -20,12 +20,13 @@ from craterun.core.failures import explain
 from craterun.core.life import ExitStatus, Record, State
 from craterun.core.phases import Asked, of_start
 from craterun.core.restart import HEALTHY_SECONDS, ends_for_good, pause_before
-from craterun.core.steps import LaunchPlan, Unshare
+from craterun.core.steps import FilledPlan, LaunchPlan, Unshare, whole
 from craterun.linux.inotify import DirectoryWatch
 from craterun.linux.proc import boot_id
 from craterun.linux.shortage import SHORTAGES, cause
 from craterun.state.restart import is_end_requested
-from craterun.supervisor.link import DIED, Failure, KeeperLink, Launched
+from craterun.supervisor.launched import DIED, Failure, Launched
+from craterun.supervisor.link import KeeperLink
 
 logger = logging.getLogger("craterun")
 
@@ -46,7 +47,7 @@ class Lives:
         self._relaunch = relaunch
         self._short_lives = 0
         self._over = False
-        self._pause = trio.CancelScope()
+        self._pause: trio.CancelScope | None = None
 
     def note_signal(self, number: int) -> None:
         """A signal is being sent through this supervisor."""
@@ -56,7 +57,8 @@ class Lives:
     def end(self) -> None:
         """No further life."""
         self._over = True
-        self._pause.cancel()
+        if self._pause is not None:
+            self._pause.cancel()
 
     def is_to_end(self) -> bool:
         """Whether somebody has asked for the end of the container, here or in another process."""
@@ -131,7 +133,11 @@ def restarted_record(record: Record, launched: Launched) -> Record:
 
 
 async def launch_container(
-    link: KeeperLink, plan: LaunchPlan, path: str, directory: int, replacing: Launched | None = None
+    link: KeeperLink,
+    plan: LaunchPlan | FilledPlan,
+    path: str,
+    directory: int,
+    replacing: Launched | None = None,
 ) -> Launched:
     """Have the keeper start a container; returns when its command was executed.
 
@@ -141,7 +147,7 @@ async def launch_container(
     """
     launched = await link.start(plan, os.fsencode(path), directory, replacing)
     if launched.failure is not None:
-        raise refusal(link, plan, launched.failure)
+        raise refusal(link, whole(plan), launched.failure)
     return launched
 
 

@@ -9,36 +9,28 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import trio
 
-from craterun.core import hostroot
-from craterun.core.cgroups import CgroupPlan
 from craterun.core.errors import (
     CraterunError,
 )
-from craterun.core.life import Record, State
 from craterun.core.phases import Asked
-from craterun.core.plan import plan_run
 from craterun.core.restart import Condition
-from craterun.core.spec import HOST_ROOTFS, Identity, RootDirectory, Spec
-from craterun.core.steps import LaunchPlan
-from craterun.core.units import new_id
-from craterun.linux import cgroup, host
-from craterun.linux.fd import Fd
-from craterun.linux.rootfs import check_rootfs, look_up_user
-from craterun.linux.shortage import explained, require_room
+from craterun.core.spec import HostFacts, Spec
+from craterun.linux import cgroup
+from craterun.linux.shortage import explained
 from craterun.linux.userns import require_root
-from craterun.state.restart import write_spec
 from craterun.state.store import Store, default_root
 from craterun.supervisor.admission import Admission
 from craterun.supervisor.container import AtEnd, Container
 from craterun.supervisor.execution import Execution, see_through
-from craterun.supervisor.link import KeeperLink, Launched
+from craterun.supervisor.launched import Launched
+from craterun.supervisor.link import KeeperLink
 from craterun.supervisor.lives import Relaunch, launch_container, running_record
+from craterun.supervisor.preparation import Preparation, Prepared
 from craterun.supervisor.services import Services
 
 if TYPE_CHECKING:
@@ -73,12 +65,11 @@ class Supervisor:
     ) -> None:
         self._admission = Admission(max_parallel_starts)
         self.store = Store(root if root is not None else default_root())
-        self.facts = host.probe()
+        self._preparation = Preparation(self.store)
         self._keeper = link
         self._services: Services | None = None
         self._containers: set[Container] = set()
         self._ending = False
-        self._roots: dict[str, RootDirectory] = {}
         self._hosted: trio.Nursery | None = None
         self._tasks: trio.Nursery | None = None
         self._context: AbstractAsyncContextManager[None] | None = None
@@ -157,6 +148,11 @@ class Supervisor:
         return self._services, self._hosted
 
     @property
+    def facts(self) -> HostFacts:
+        """What this host can do."""
+        return self._preparation.facts
+
+    @property
     def keeper_died(self) -> bool:
         """Whether nothing can be started any more."""
         return self._services is not None and self._services.link.dead
@@ -168,9 +164,7 @@ class Supervisor:
 
         :param at_host: there is a reason to; it takes half a millisecond
         """
-        self._roots.clear()
-        if at_host:
-            self.facts = host.probe()
+        self._preparation.look_again(at_host=at_host)
 
     # --- run --------------------------------------------------------------------------------------
 
@@ -197,15 +191,17 @@ class Supervisor:
         :raises KeeperDiedError: the keeper is gone
         """
         asked = time.monotonic_ns()
-        spec.check()
+        preparation = self._preparation
+        kind = preparation.check(spec)
         require_root()
         self._running()
         async with self._admission:
             services, hosted = self._running()  # it may have been closed meanwhile
             with explained("start the container"), trio.CancelScope(shield=True):
-                root, identity = await self._examine(spec)
+                root, identity = await preparation.examine(spec)
+                under_way = self._admission.under_way
                 prepared = await services.clerk.do(
-                    self._prepare, spec, root, identity, container_id or new_id()
+                    preparation.prepare, spec, kind, root, identity, container_id, under_way
                 )
                 sent = time.monotonic_ns()
                 try:
@@ -213,7 +209,7 @@ class Supervisor:
                     times = Asked(asked, prepared.begun, sent)
                     container = await self._take_charge(services, prepared, launched, times, at_end)
                 except BaseException:
-                    await services.clerk.do(self._undo, prepared)
+                    await services.clerk.do(preparation.undo, prepared)
                     raise
                 # From here on, nothing is awaited: it is looked after, or was never started.
                 logger.debug("%s: pid %d executed %r", container.id, launched.pid, spec.command)
@@ -226,7 +222,7 @@ class Supervisor:
     async def _take_charge(
         self,
         services: Services,
-        prepared: _Prepared,
+        prepared: Prepared,
         launched: Launched,
         times: Asked,
         at_end: AtEnd | None,
@@ -245,44 +241,12 @@ class Supervisor:
             await services.link.drop(launched)
             raise
 
-    async def _examine(self, spec: Spec) -> tuple[RootDirectory | None, Identity]:
-        """The rootfs, checked, and who the user is there."""
-        root = self._roots.get(spec.rootfs)
-        if spec.user is None and (spec.rootfs == HOST_ROOTFS or root is not None):
-            return root, Identity()
-        # In a thread of its own: the directory may be on a file server that does not answer.
-        return await trio.to_thread.run_sync(look_at_rootfs, spec, self._roots)
-
     async def _look_after(self, container: Container) -> None:
         await look_after(container)
         self._containers.discard(container)
 
-    def _prepare(
-        self, spec: Spec, root: RootDirectory | None, identity: Identity, container_id: str
-    ) -> _Prepared:
-        """By the clerk: everything that makes files, before anything is started."""
-        begun = time.monotonic_ns()
-        hostname = spec.hostname or container_id[:12]
-        cgroups = cgroup.plan_for(spec, container_id, self.facts)
-        plan = plan_run(
-            spec, self.facts, hostname=hostname, root=root, identity=identity, cgroups=cgroups
-        )
-        record = _first_record(spec, container_id, hostname, root, cgroups)
-        logger.debug("%s: %d parts, cgroups %s", record.id, len(plan.parts), cgroups.paths)
-        directory = Fd(self.store.create(record))
-        try:
-            require_room(directory.fileno(), _FILES_TO_COME * self._admission.under_way)
-            if spec.restart.condition is not Condition.NO:
-                write_spec(directory.fileno(), spec)
-            cgroup.create(cgroups)
-        except BaseException:
-            directory.close()
-            self.store.remove(record)
-            raise
-        return _Prepared(record, plan, directory, begun)
-
     async def _launch(
-        self, services: Services, prepared: _Prepared, replacing: Launched | None = None
+        self, services: Services, prepared: Prepared, replacing: Launched | None = None
     ) -> Launched:
         record = prepared.record
         try:
@@ -295,10 +259,10 @@ class Supervisor:
             )
         except CraterunError as error:
             logger.debug("%s: %s", record.id, error)
-            self._roots.pop(record.rootfs, None)  # it may have been swapped
+            self._preparation.doubt(record.rootfs)
             raise
 
-    def _relaunch(self, services: Services, prepared: _Prepared) -> Relaunch | None:
+    def _relaunch(self, services: Services, prepared: Prepared) -> Relaunch | None:
         if prepared.record.restart.condition is Condition.NO:
             return None
 
@@ -307,13 +271,6 @@ class Supervisor:
                 return await self._launch(services, prepared, ended)
 
         return relaunch
-
-    def _undo(self, prepared: _Prepared) -> None:
-        """By the clerk: leave nothing of a start that failed."""
-        # If the keeper died, the child that was being started is still dying.
-        cgroup.end(prepared.record.cgroups)
-        prepared.directory.close()
-        self.store.remove(prepared.record)
 
     # --- exec -------------------------------------------------------------------------------------
 
@@ -396,43 +353,6 @@ def _raise_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-_MAX_ROOTS = 256
-_FILES_TO_COME = 6
-"""Descriptors that a start takes after its folder: pidfd, streams, the OOM counter's news; with a
-terminal, three of that and its doorway."""
-
-
-class _Prepared:
-    """A start between its preparation and its launch."""
-
-    __slots__ = ("begun", "directory", "plan", "record")
-
-    def __init__(self, record: Record, plan: LaunchPlan, directory: Fd, begun: int) -> None:
-        self.record = record
-        self.plan = plan
-        self.directory = directory
-        self.begun = begun
-
-
-def look_at_rootfs(
-    spec: Spec, known: dict[str, RootDirectory]
-) -> tuple[RootDirectory | None, Identity]:
-    """The rootfs, checked, and who the user is there.
-
-    :param known: rootfs that were checked; added to
-    """
-    if spec.rootfs == HOST_ROOTFS:
-        return None, look_up_user(spec.user, None, (hostroot.USERS, hostroot.GROUPS))
-    # Checked once for each path: the child compares device and inode when it opens the tree, so a
-    # directory that was swapped since is noticed without asking the mount table again.
-    root = known.get(spec.rootfs)
-    if root is None:
-        if len(known) >= _MAX_ROOTS:  # a rootfs for each job, perhaps
-            known.clear()
-        root = known[spec.rootfs] = check_rootfs(spec.rootfs)
-    return root, look_up_user(spec.user, root.path)
-
-
 async def look_after(container: Container) -> None:
     """Supervise; an error of ours ends this container and no other."""
     try:
@@ -441,44 +361,6 @@ async def look_after(container: Container) -> None:
         logger.exception("supervision of container %s failed", container.id)
         container.kill()
         container.give_up(CraterunError(f"supervision failed: {error!r}"))
-
-
-def _first_record(
-    spec: Spec,
-    container_id: str,
-    hostname: str,
-    root: RootDirectory | None,
-    cgroups: CgroupPlan,
-) -> Record:
-    return Record(
-        id=container_id,
-        name=spec.name,
-        status=State.CREATED,
-        rootfs=_as_text(root.path) if root else HOST_ROOTFS,
-        command=tuple(map(_as_text, spec.command)),
-        env={_as_text(key): _as_text(value) for key, value in spec.env.items()},
-        workdir=_as_text(spec.workdir),
-        user=None if spec.user is None else _as_text(spec.user),
-        hostname=hostname,
-        interactive=spec.interactive,
-        terminal=spec.terminal,
-        oom_score_adj=spec.oom_score_adj,
-        timeout=spec.timeout,
-        stop_signal=spec.stop_signal,
-        stop_seconds=spec.stop_seconds,
-        restart=spec.restart,
-        init=spec.init,
-        auto_remove=spec.auto_remove,
-        created=datetime.now(UTC),
-        limits=spec.limits.as_text(),
-        cgroups=cgroups.paths,
-        log=spec.log,
-    )
-
-
-def _as_text(argument: str) -> str:
-    """``argument`` for a JSON file: bytes that are no UTF-8 as escapes."""
-    return os.fsencode(argument).decode("utf-8", "backslashreplace")
 
 
 def _only_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException | None:

@@ -35,6 +35,10 @@ _LOOK_AGAIN_SECONDS = tuple(0.001 * 2**n for n in range(11))
 an announcement, and no more. In between the kernel may write its report to a slow console."""
 
 
+def _ignore() -> None:
+    """Nobody wants to know."""
+
+
 class OomWatch:
     """One container's counter. Made by `OomMonitor.watch`, ended by `OomMonitor.unwatch`.
 
@@ -145,6 +149,9 @@ class OomMonitor:
             watch.count = OomCount(watch.count.kills or None, watch.count.cleared)
         finally:
             self._forget(watch)
+            # It leads back to whoever owns the watch: a cycle for each container would be garbage
+            # that only the collector finds.
+            watch.on_change = _ignore
 
     def _forget(self, watch: OomWatch) -> None:
         """No more news of it: its descriptor's number may soon be another's."""

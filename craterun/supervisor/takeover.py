@@ -27,9 +27,11 @@ from craterun.state.journal import Told
 from craterun.state.restart import read_spec
 from craterun.state.store import Store
 from craterun.supervisor.container import Container
-from craterun.supervisor.link import KeeperLink, Launched
+from craterun.supervisor.launched import Launched
+from craterun.supervisor.link import KeeperLink
 from craterun.supervisor.lives import Relaunch, launch_container, restarted_record, running_record
-from craterun.supervisor.main import look_after, look_at_rootfs
+from craterun.supervisor.main import look_after
+from craterun.supervisor.preparation import look_at_rootfs
 from craterun.supervisor.services import Services
 
 logger = logging.getLogger("craterun")

@@ -31,10 +31,10 @@ _IN_ANY_CHANGE = 0x2 | 0x40 | 0x80 | 0x100 | 0x200  # MODIFY, MOVED_FROM, MOVED_
 _T = TypeVar("_T")
 
 LAUNCH_MANY = """
-import sys, trio, craterun.supervisor.main as main
+import sys, trio, craterun.supervisor.preparation as preparation
 from craterun import Spec, Supervisor
 
-root, rootfs, made = *sys.argv[1:], main.new_id
+root, rootfs, made = *sys.argv[1:], preparation.new_id
 limit = trio.CapacityLimiter(16)
 
 def new_id():
@@ -52,7 +52,7 @@ async def run():
         for number in range(100):
             starts.start_soon(start, supervisor, number)
 
-main.new_id = new_id
+preparation.new_id = new_id
 trio.run(run)
 """
 """A program that launches a hundred containers, prints their ids before, and waits for them."""

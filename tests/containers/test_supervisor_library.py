@@ -239,7 +239,7 @@ async def test_a_start_that_fails_leaves_nothing_and_disturbs_nobody(
         tried.append(new_id())
         return tried[-1]
 
-    monkeypatch.setattr("craterun.supervisor.main.new_id", recorded)
+    monkeypatch.setattr("craterun.supervisor.preparation.new_id", recorded)
     with Gate(rootfs / "go") as go:
         async with Supervisor(state_root) as supervisor:
             neighbour = await supervisor.start(shell(rootfs, "read x </go; exit 3", name="taken"))
