@@ -12,9 +12,7 @@ from __future__ import annotations
 import _signal
 import _socket
 import gc
-import marshal
 import os
-import resource
 import select
 import sys
 import time
@@ -23,16 +21,16 @@ from fcntl import F_DUPFD_CLOEXEC, fcntl
 from craterun.core import flags as f
 from craterun.core import opcodes as op
 from craterun.keeper import wire
-from craterun.keeper.child import LOWEST_FD, carry_out, opening, stamps
+from craterun.keeper.child import LOWEST_FD, stamps
 from craterun.keeper.kept import (
     EMFILE,
     Kept,
-    make_pipes,
     receive_descriptor,
     socket_pair,
     start_time,
 )
-from craterun.keeper.native import Native, UnavailableError, make_native
+from craterun.keeper.launcher import Launcher
+from craterun.keeper.native import UnavailableError, make_native
 from craterun.linux import calls
 
 TYPE_CHECKING = False  # typing is an import that the keeper does without
@@ -42,21 +40,15 @@ if TYPE_CHECKING:
 _MAX_TAKEOVERS = 5
 _TAKEOVER_SECONDS = 10.0
 """Supervisors that die faster than this many in this time are not replaced any more."""
-_RESERVED_FILES = 8
-"""Highest numbers that a launch leaves free: what runs must not fail for want of a descriptor."""
 _SUCCESSOR_SECONDS = 0.5
 """A successor that cannot be started, for want of processes or memory, is tried again so often."""
-_MAX_PROGRAMS = 256
 
 
 class Keeper:
     """The keeper's whole state and its loop."""
 
     def __init__(self, sock: Any, takeover: list[str]) -> None:
-        self.native: Native | None = None
-        # A handful of descriptors for each container: as many as we may. They get what we got.
-        self.open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (self.open_files[1], self.open_files[1]))
+        self.launcher = Launcher()
         self.sock = sock
         self.woken = 0
         self.takeover = takeover
@@ -67,7 +59,6 @@ class Keeper:
         self.buffer = bytearray(wire.INLINE_BYTES + 1)
         self.kept: dict[int, Kept] = {}
         self.by_fd: dict[int, Kept] = {}
-        self.programs: dict[bytes, Any] = {}
         self.epoll = select.epoll()
         self.epoll.register(sock.fileno(), select.EPOLLIN)
 
@@ -157,36 +148,12 @@ class Keeper:
         state directory, if ``flags`` says so (2).
         """
         self.release_all(released)
-        parts, values, clone_flags, cgroup, wants_stdin, owner, terminal, merged = plan
         join = fds.pop(0) if flags & 1 else -1
         kept = Kept(number, cookie, fds.pop(0) if flags & 2 else -1)
         kept.group, kept.lives_on = group, bool(flags & 4)
         self.kept[number] = kept
-        child_ends: list[int] = []
         try:
-            kept.error, error_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-            child_ends.append(error_end)
-            kept.outputs = 1 if terminal or merged else 2
-            given = (join,) if join >= 0 else ()
-            if terminal:
-                kept.terminal, theirs = socket_pair()
-                child_ends.append(theirs.detach())
-                given = (*given, child_ends[1])
-                streams = (-1, -1, -1)
-            else:
-                streams = make_pipes(kept, child_ends, wants_stdin, owner, merged)
-            born_in = -1
-            if cgroup:
-                born_in = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                child_ends.append(born_in)
-            limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-            if max(kept.error, *kept.pipes, *child_ends) >= limit - _RESERVED_FILES:
-                raise OSError(EMFILE, "too many open files", "pipe2")
-            if values is None:
-                self.clone(kept, parts, streams, error_end, given, clone_flags, born_in)
-            else:
-                self.clone_native(kept, parts, values, streams, error_end, clone_flags, born_in)
-            kept.start_time = start_time(kept.pid)
+            self.launcher.start(kept, plan, join)
             self.watch(kept.error, kept)
             self.watch(kept.pidfd, kept)
         except UnavailableError as error:
@@ -207,65 +174,8 @@ class Keeper:
             self.release(number)  # nonsense, which `serve` is about to see
             raise
         finally:
-            for fd in child_ends:
-                os.close(fd)
             if join >= 0:
                 os.close(join)
-
-    def clone(
-        self,
-        kept: Kept,
-        parts: Any,
-        streams: tuple[int, int, int],
-        error: int,
-        given: tuple[int, ...],
-        flags: int,
-        born_in: int,
-    ) -> None:
-        """A child that is Python until it executes its command."""
-        program = [self.load(part) if isinstance(part, bytes) else part for part in parts]
-        first = opening(streams, error, given, self.open_files)
-        stamps.reserve(kept.number)
-        if self.native is not None:
-            self.native.whole_forks()
-        try:
-            cloning = time.monotonic_ns()
-            pid, kept.pidfd = calls.clone3(flags, born_in)
-            if pid == 0:
-                carry_out(first, program)  # never returns
-            kept.times = (cloning, time.monotonic_ns(), 0, 0)
-            kept.pid = pid
-        finally:
-            if self.native is not None:
-                self.native.bare_forks()
-
-    def clone_native(
-        self,
-        kept: Kept,
-        parts: Any,
-        values: Any,
-        streams: tuple[int, int, int],
-        error: int,
-        flags: int,
-        born_in: int,
-    ) -> None:
-        """A child that is machine code until then."""
-        if self.native is None:
-            raise UnavailableError(op.NEVER)
-        cloning = time.monotonic_ns()
-        kept.pid, kept.pidfd, kept.slot = self.native.start(
-            parts, values, streams, error, flags, born_in
-        )
-        kept.times = (cloning, time.monotonic_ns(), 0, 0)
-
-    def load(self, part: bytes) -> Any:
-        """A part of a plan that comes again and again, decoded once."""
-        program = self.programs.get(part)
-        if program is None:
-            if len(self.programs) >= _MAX_PROGRAMS:
-                self.programs.clear()
-            program = self.programs[part] = marshal.loads(part)  # noqa: S302 (see wire)
-        return program
 
     def watch(self, fd: int, kept: Kept) -> None:
         """Have `run` call for ``kept`` when ``fd`` is readable."""
@@ -296,8 +206,8 @@ class Keeper:
             self.unwatch(kept.error)
         if kept.pidfd >= 0:
             self.unwatch(kept.pidfd)
-        if kept.slot >= 0 and kept.status is not None and self.native is not None:
-            self.native.free(kept.slot)
+        if kept.slot >= 0 and kept.status is not None:
+            self.launcher.free(kept.slot)
         for fd in (*kept.pipes, kept.lock):
             if fd >= 0:
                 os.close(fd)
@@ -322,8 +232,8 @@ class Keeper:
         self.unwatch(kept.error)
         kept.error = -1
         executing = stamps.of(kept.number)
-        if kept.slot >= 0 and self.native is not None:
-            executing, kept.failure = self.native.finish(kept.slot)
+        if kept.slot >= 0 and self.launcher.native is not None:
+            executing, kept.failure = self.launcher.native.finish(kept.slot)
             kept.slot = -1
         if kept.failure is not None:
             self.finish(kept)
@@ -448,8 +358,8 @@ class Keeper:
         self.successor_due = any(not kept.abandoned for kept in self.kept.values())
         if not self.successor_due:
             return
-        if self.native is not None:
-            self.native.forget_parts()
+        if self.launcher.native is not None:
+            self.launcher.native.forget_parts()
         try:
             ours, theirs = socket_pair()
             try:
@@ -507,7 +417,7 @@ def main(fd: int, takeover: list[str]) -> None:
     gc.freeze()
     try:
         keeper = Keeper(sock, takeover)
-        keeper.native = make_native(keeper.open_files)
+        keeper.launcher.native = make_native(keeper.launcher.open_files)
         keeper.run()
     finally:
         os._exit(1 if sys.exc_info()[0] else 0)

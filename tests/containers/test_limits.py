@@ -91,7 +91,9 @@ def test_without_limits_there_are_no_more_directories_than_before(cli: Cli, root
     wanted = {"memory", "cpu", "pids"}
     if not any(h.version == 2 for h in HIERARCHIES):
         wanted |= {"cpuacct", "freezer"}
-    assert found == {h.mountpoint for h in HIERARCHIES if h.version == 2 or wanted & {*h.controllers}}
+    assert found == {
+        h.mountpoint for h in HIERARCHIES if h.version == 2 or wanted & {*h.controllers}
+    }
 
 
 # --- effects --------------------------------------------------------------------------------------
