@@ -13,6 +13,7 @@ import socket
 import stat
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
@@ -49,6 +50,7 @@ class OutputSink:
         self._own = Fd(-1)
         self._takes_files = True
         self._put: Callable[[memoryview], int] | None = None
+        self._put_now: Callable[[memoryview], int] | None = None  # of no use once a write failed
         try:
             mode = os.fstat(number).st_mode
         except OSError:
@@ -57,7 +59,7 @@ class OutputSink:
         if stat.S_ISSOCK(mode):
             self._socket = socket.socket(fileno=os.dup(number))
             self._own = Fd(self._socket.detach())
-            self._put = self._send
+            self._put = self._put_now = self._send
         elif stat.S_ISFIFO(mode) or os.isatty(number):
             self._reopen()
 
@@ -67,7 +69,8 @@ class OutputSink:
             self._own = Fd(os.open(f"/proc/self/fd/{self._number}", flags))
         except OSError:
             return  # a terminal of another user, after su: blocking writes in a thread still work
-        self._put = self._write_nonblocking
+        # No function in Python in between: a byte on its way waits for each of them.
+        self._put = self._put_now = partial(os.write, self._own.fileno())
 
     @property
     def is_prompt(self) -> bool:
@@ -76,10 +79,11 @@ class OutputSink:
 
     def write_now(self, data: memoryview) -> int:
         """Write what can be written without waiting, from any thread; how much that was."""
-        if self._put is None or self.gone or self.error is not None:
+        put = self._put_now
+        if put is None:
             return 0
         try:
-            return self._put(data)
+            return put(data)
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -108,6 +112,7 @@ class OutputSink:
             self.gone = True
         else:
             self.error = error
+        self._put_now = None
 
     async def write(self, data: bytes) -> None:
         """Write all of ``data``, at the reader's pace; drop it if the reader is gone."""
@@ -123,9 +128,6 @@ class OutputSink:
             except OSError as error:
                 self._note(error)
 
-    def _write_nonblocking(self, data: memoryview) -> int:
-        return os.write(self._own.fileno(), data)
-
     def _send(self, data: memoryview) -> int:
         with socket.socket(fileno=os.dup(self._own.fileno())) as sock:
             return sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -138,6 +140,7 @@ class OutputSink:
 
     def close(self) -> None:
         """Close what was opened here; the user's descriptor stays."""
+        self._put = self._put_now = None
         self._own.close()
 
 

@@ -29,3 +29,11 @@ class Head:
         if room > 0:
             self.kept[stream] += data[:room]
         self.totals[stream] += len(data)
+
+    def is_full(self, stream: Stream) -> bool:
+        """Whether `count` does for what comes now."""
+        return self.totals[stream] >= self.limit
+
+    def count(self, stream: Stream, size: int) -> None:
+        """As `add`, of bytes that are not kept."""
+        self.totals[stream] += size

@@ -8,116 +8,42 @@ between two pipes, so the order in which chunks were *read* is kept beside them,
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
 
 from craterun.core.logoptions import LogOptions
+from craterun.state import logresume
 from craterun.state.loghead import Head
 from craterun.state.logindex import (
     ENTRY,
     FILES,
     INDEX,
+    STREAMS,
     IndexEntry,
     Kind,
     Stream,
-    entries_backward,
-    finished_serials,
     numbered,
     pack_marks,
     read_index,
-    read_marks,
 )
 
-__all__ = [
-    "FILES", "INDEX", "IndexEntry", "LogWriter", "NoLog", "Stream", "Writer", "open_writer",
-    "read_index",
-]  # fmt: skip
+__all__ = ["FILES", "INDEX", "IndexEntry", "LogWriter", "Stream", "Then", "read_index"]
 
 _FAILED = stat.S_ISVTX
 """On the container's folder: a writer has failed. It costs no space, which there may be none of."""
-_LOOK_BACK_ENTRIES = 1024 * 1024
+_CHUNK = int(Kind.CHUNK)
+_SLOW = (-1, -1)
+"""No open file, and no end of a chunk that could be written to it."""
 
-
-Then = Callable[[Stream, memoryview], None]
-"""Called with bytes as soon as they are in their file, before their index entry is: whoever they
-are passed on to then has nothing that a reader of the log would not find."""
-
-
-class Writer(Protocol):
-    """What a container's output is appended to.
-
-    :ivar sizes: bytes of each stream that can be read again
-    :ivar error: the failure that ended the logging, or None
-    :ivar lost_bytes: what came after that
-    :ivar head: sees all that is appended, if somebody wants that
-    """
-
-    sizes: dict[Stream, int]
-    error: OSError | None
-    lost_bytes: int
-    head: Head | None
-
-    def is_lossy(self) -> bool: ...
-
-    def append(
-        self, stream: Stream, data: memoryview, time_ns: int, then: Then | None = None
-    ) -> None: ...
-
-    def locate(self, stream: Stream, offset: int) -> tuple[int, int]: ...
-
-    def finish(self) -> None: ...
-
-    def complaint(self) -> str | None: ...
-
-
-def open_writer(
-    directory: int,
-    options: LogOptions,
-    *,
-    resume: bool,
-    may_keep: Callable[[int], bool] | None = None,
-) -> Writer:
-    """The writer for a container's folder, whose descriptor stays the caller's."""
-    if options.driver == "none":
-        return NoLog()
-    return LogWriter(directory, options, resume=resume, may_keep=may_keep)
-
-
-class NoLog:
-    """Keeps nothing: only who is attached sees the output."""
-
-    def __init__(self) -> None:
-        self.sizes = dict.fromkeys(Stream, 0)
-        self.error: OSError | None = None
-        self.lost_bytes = 0
-        self.head: Head | None = None
-
-    def is_lossy(self) -> bool:
-        """Always: what is appended cannot be read again, so that readers have to be fed."""
-        return True
-
-    def append(
-        self, stream: Stream, data: memoryview, time_ns: int, then: Then | None = None
-    ) -> None:
-        """Nothing is kept but the head, if that is wanted."""
-        if self.head is not None:
-            self.head.add(stream, data)
-
-    def locate(self, stream: Stream, offset: int) -> tuple[int, int]:
-        """Nowhere."""
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), FILES[stream])
-
-    def finish(self) -> None:
-        """Nothing."""
-
-    def complaint(self) -> str | None:
-        """Nothing was to be kept."""
-        return None
+Then = Callable[[memoryview, int], None]
+"""Called with bytes, and their offset in the stream, as soon as they are in their file, before
+their index entry is: whoever they are passed on to then has nothing that a reader of the log would
+not find."""
 
 
 class LogWriter:
@@ -153,18 +79,20 @@ class LogWriter:
         self._max_bytes = options.max_bytes
         self._max_files = options.max_files
         self._files: dict[str, int] = {}
+        self._quick = dict.fromkeys(STREAMS, _SLOW)
+        self._splices = hasattr(os, "splice")  # not in every C library that Python is built with
         self._may_keep = may_keep
         self._is_short = False
         # The pumps of both streams may be in threads, and rotating concerns both.
         self._writing = threading.Lock()
-        self.sizes = dict.fromkeys(Stream, 0)
+        self.sizes = dict.fromkeys(STREAMS, 0)
         self.error: OSError | None = None
         self.lost_bytes = 0
         self.head: Head | None = None
         self._inherited_failure = False
         self._index_bytes = 0
         self._serial = 1
-        self._bases = dict.fromkeys(Stream, 0)
+        self._bases = dict.fromkeys(STREAMS, 0)
         self._finished: list[tuple[int, dict[Stream, int]]] = []
         if resume:
             try:
@@ -173,29 +101,119 @@ class LogWriter:
                 self._fail(error)
 
     def append(
-        self, stream: Stream, data: memoryview, time_ns: int, then: Then | None = None
+        self, stream: Stream, data: memoryview, time_ns: int | None, then: Then | None = None
     ) -> None:
-        """Append one chunk and its index entry; divided if it does not fit into a segment."""
+        """Append one chunk and its index entry; divided if it does not fit into a segment.
+
+        :param time_ns: of the entry, since the epoch; None: the time when ``then`` has returned
+        """
+        with self._writing:
+            # Whoever is attached waits for this, and between two chunks the processor's caches have
+            # gone to others: what counts is how little code and data is touched until ``then``.
+            before = self.sizes[stream]
+            end = before + len(data)
+            fd, most = self._quick[stream]
+            if end <= most:
+                try:
+                    written = os.write(fd, data)
+                except OSError as error:
+                    written = 0
+                    self._fail(error)
+                    self.lost_bytes += len(data)
+                else:
+                    self.sizes[stream] = before + written
+                    if written == len(data):
+                        if then is not None:
+                            then(data, before)
+                        self._note(time_ns, before - self._bases[stream], written, stream)
+                    else:
+                        self._append(stream, data, time_ns, then, written)
+            else:
+                self._append_slowly(stream, data, time_ns, then)
         if self.head is not None:
             self.head.add(stream, data)
-        with self._writing:
-            while data:
-                if self.error is not None:
-                    self.lost_bytes += len(data)
-                    break
-                try:
-                    room = self._room(stream)
-                    if room <= 0:
-                        self._rotate(time_ns)
-                        room = self._room(stream)
-                except OSError as error:
-                    self._fail(error)
-                    continue
+
+    def _append_slowly(
+        self, stream: Stream, data: memoryview, time_ns: int | None, then: Then | None
+    ) -> None:
+        while data:
+            if self.error is not None:
+                self.lost_bytes += len(data)
+                break
+            room = self._make_room(stream, time_ns)
+            if room > 0:
                 self._append(stream, data[:room], time_ns, then)
                 data = data[room:]
-            if self._is_short:
-                self._is_short = False
-                self._close()
+        if self._is_short:
+            self._is_short = False
+            self._close()
+        elif self.error is None and self._room(stream) > 0:
+            most = self._bases[stream] + self._max_bytes if self._max_bytes else 1 << 62
+            self._quick[stream] = self._files[FILES[stream]], most
+
+    def splice(self, stream: Stream, pipe: int, most: int, time_ns: int) -> int | None:
+        """Append what is in a pipe, as one chunk, without having it copied to this process.
+
+        The kernel takes from the pipe what it has written, and nothing else, so that nothing is
+        lost or doubled by an error or a kill amid this: splice(2).
+
+        :param pipe: borrowed
+        :param most: bytes
+        :returns: how many bytes were appended, 0 at the end of the pipe; None: this way is not
+            open, so read and `append`, which also tells of what is wrong
+        :raises BlockingIOError: the pipe is empty
+        """
+        with self._writing:
+            head = self.head
+            if not self._splices or self.error is not None:
+                return None
+            if head is not None and not head.is_full(stream):
+                return None
+            room = self._make_room(stream, time_ns)
+            if room <= 0:
+                return None
+            try:
+                moved = self._splice(FILES[stream], pipe, min(room, most))
+                if moved:
+                    offset = self.sizes[stream] - self._bases[stream]
+                    self.sizes[stream] += moved
+                    self._note(time_ns, offset, moved, stream)
+                    if head is not None:
+                        head.count(stream, moved)
+                return moved
+            except BlockingIOError:
+                raise
+            except OSError:
+                # EINVAL: a filesystem that cannot, or a terminal; EPERM: a log that may only be
+                # appended to; anything else will happen to `append`, too.
+                self._splices = False
+                return None
+            finally:
+                if self._is_short:
+                    self._is_short = False
+                    self._close()
+
+    def _splice(self, name: str, pipe: int, size: int) -> int:
+        fd = self._open(name)
+        fcntl.fcntl(fd, fcntl.F_SETFL, 0)  # splice(2) refuses O_APPEND
+        try:
+            # Where appending would begin, also if somebody has truncated the file.
+            end = os.fstat(fd).st_size
+            return os.splice(pipe, fd, size, offset_dst=end, flags=os.SPLICE_F_NONBLOCK)
+        finally:
+            fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+
+    def _make_room(self, stream: Stream, time_ns: int | None) -> int:
+        """Bytes that may be appended to ``stream``, in a new segment if need be; 0: it failed."""
+        room = self._room(stream)
+        if room <= 0:
+            try:
+                self._rotate(time.time_ns() if time_ns is None else time_ns)
+            except OSError as error:
+                self._fail(error)
+                return 0
+            room = self._room(stream)
+        return room
 
     def _room(self, stream: Stream) -> int:
         """Bytes that may be appended to ``stream`` in this segment."""
@@ -205,21 +223,39 @@ class LogWriter:
             return 0
         return self._max_bytes - (self.sizes[stream] - self._bases[stream])
 
-    def _append(self, stream: Stream, data: memoryview, time_ns: int, then: Then | None) -> None:
-        offset = self.sizes[stream] - self._bases[stream]
-        rest = data
+    def _append(
+        self,
+        stream: Stream,
+        data: memoryview,
+        time_ns: int | None,
+        then: Then | None,
+        written: int = 0,
+    ) -> None:
+        """A chunk that fits into the segment, of which so much has been written already."""
+        before = self.sizes[stream] - written
+        rest = data[written:]
         try:
             fd = self._open(FILES[stream])
             while rest:
                 written = os.write(fd, rest)
                 self.sizes[stream] += written
                 rest = rest[written:]
-            if then is not None:
-                then(stream, data)
-            self._write_index(IndexEntry(time_ns, offset, len(data), stream).pack())
         except OSError as error:
             self._fail(error)
             self.lost_bytes += len(rest)
+            return
+        if then is not None:
+            then(data, before)
+        self._note(time_ns, before - self._bases[stream], len(data), stream)
+
+    def _note(self, time_ns: int | None, offset: int, size: int, stream: Stream) -> None:
+        """Write the index entry of a chunk."""
+        if time_ns is None:
+            time_ns = time.time_ns()
+        try:
+            self._write_index(ENTRY.pack(time_ns, offset, size, stream, _CHUNK))
+        except OSError as error:
+            self._fail(error)
 
     def _write_index(self, entries: bytes) -> None:
         fd = self._open(INDEX)
@@ -227,19 +263,18 @@ class LogWriter:
         while rest:
             rest = rest[os.write(fd, rest) :]
         self._index_bytes += len(entries)
+        if self._max_bytes and self._index_bytes + 2 * ENTRY.size > self._max_bytes:
+            self._quick = dict.fromkeys(STREAMS, _SLOW)
 
     def _fail(self, error: OSError) -> None:
         self.error = error
+        self._quick = dict.fromkeys(STREAMS, _SLOW)
         with suppress(OSError):
             mode = stat.S_IMODE(os.fstat(self._directory).st_mode)
             os.fchmod(self._directory, mode | _FAILED)
 
     def is_lossy(self) -> bool:
         """Whether what is appended cannot be read again. True stays true."""
-        return self.error is not None
-
-    def has_failed(self) -> bool:
-        """Whether logging ended by an error. True stays true."""
         return self.error is not None
 
     def complaint(self) -> str | None:
@@ -267,18 +302,12 @@ class LogWriter:
                 following = self._base_after(serial, stream)
                 if offset < following and following > bases[stream]:
                     name = numbered(FILES[stream], serial)
-                    return self._open_to_read(name), bases[stream]
-            return self._open_to_read(FILES[stream]), self._bases[stream]
+                    return logresume.open_to_read(self._directory, name), bases[stream]
+            return logresume.open_to_read(self._directory, FILES[stream]), self._bases[stream]
 
     def _base_after(self, serial: int, stream: Stream) -> int:
         later = (bases[stream] for other, bases in self._finished if other > serial)
         return next(later, self._bases[stream])
-
-    def reader(self, stream: Stream) -> int:
-        """A descriptor of the file that ``stream`` is being written to, which the caller owns."""
-        with self._writing:
-            self._open(FILES[stream])
-            return self._open_to_read(FILES[stream])
 
     def finish(self) -> None:
         """Make sure that both files exist, mark the end, and close all."""
@@ -289,7 +318,7 @@ class LogWriter:
                 if self.error is None:
                     if INDEX in self._files or self._index_bytes:
                         self._write_index(ENTRY.pack(time.time_ns(), 0, 0, 0, Kind.END))
-                    for stream in Stream:
+                    for stream in STREAMS:
                         self._open(FILES[stream])
             except OSError as error:
                 self._fail(error)
@@ -304,7 +333,7 @@ class LogWriter:
         self._drop()
         self._open(INDEX)
         self._close()
-        for stream in Stream:
+        for stream in STREAMS:
             with suppress(FileNotFoundError):  # nothing was written to it in this segment
                 self._rename(FILES[stream])
         self._rename(INDEX)
@@ -337,11 +366,8 @@ class LogWriter:
             self._is_short |= self._may_keep is not None and not self._may_keep(fd)
         return fd
 
-    def _open_to_read(self, name: str) -> int:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-        return os.open(name, flags, dir_fd=self._directory)
-
     def _close(self) -> None:
+        self._quick = dict.fromkeys(STREAMS, _SLOW)
         for fd in self._files.values():
             os.close(fd)
         self._files.clear()
@@ -349,78 +375,33 @@ class LogWriter:
     # --- taking over from a writer that was killed ------------------------------------------------
 
     def _resume(self) -> None:
-        """Find out where the writer before us was, and finish what it did not."""
+        """Go on where the writer before us was, and finish what it did not."""
         if os.fstat(self._directory).st_mode & _FAILED:
             self._inherited_failure = True
             self.error = OSError(errno.EIO, os.strerror(errno.EIO))
-        bases = dict.fromkeys(Stream, 0)
-        for serial in finished_serials(self._directory):
-            marks = self._marks(numbered(INDEX, serial))
-            bases = marks[1] if marks else bases
-            self._finished.append((serial, bases))
-            bases = {s: bases[s] + self._existing(numbered(FILES[s], serial)) for s in Stream}
-        current = self._marks(INDEX)
-        if current is not None:
-            self._serial, self._bases = current
-        elif self._finished:
-            self._serial, self._bases = self._finished[-1][0] + 1, bases
-        moved = [s for s in Stream if self._existing(numbered(FILES[s], self._serial))]
-        for stream in Stream:
-            name = numbered(FILES[stream], self._serial) if stream in moved else FILES[stream]
-            self.sizes[stream] = self._bases[stream] + self._existing(name)
-        self._index_bytes = self._existing(INDEX)
+        remains = logresume.look(self._directory)
+        self._serial, self._bases = remains.serial, remains.bases
+        self._finished, self.sizes = remains.finished, remains.sizes
+        self._index_bytes = remains.index_bytes
         if self.error is not None:
             return
-        if self._finished and current is None:
+        if remains.lacks_marks:
             os.ftruncate(self._open(INDEX), 0)
             self._begin(self._serial, self._bases, time.time_ns())
         self._mend_index()
-        if moved:  # it was killed amid `_rotate`
+        if remains.moved:
             self._rotate(time.time_ns())
-
-    def _marks(self, name: str) -> tuple[int, dict[Stream, int]] | None:
-        try:
-            index = self._open_to_read(name)
-        except FileNotFoundError:
-            return None
-        try:
-            return read_marks(index)
-        finally:
-            os.close(index)
 
     def _mend_index(self) -> None:
         """Cut off an entry that was not finished; add one for bytes that none covers."""
         if self._index_bytes % ENTRY.size:
             self._index_bytes -= self._index_bytes % ENTRY.size
             os.ftruncate(self._open(INDEX), self._index_bytes)
-        covered = self._covered()
-        for stream in Stream:
+        covered = logresume.covered(self._directory, self._index_bytes)
+        for stream in STREAMS:
             size = self.sizes[stream] - self._bases[stream]
             while (start := covered.get(stream, size)) < size:
                 length = min(size - start, 0xFFFFFFFF)
                 entry = IndexEntry(time.time_ns(), start, length, stream)
                 self._write_index(entry.pack())
                 covered[stream] = start + length
-
-    def _covered(self) -> dict[Stream, int]:
-        """How much of each file the index covers; none for a stream last heard of too long ago."""
-        if not self._index_bytes:
-            return dict.fromkeys(Stream, 0)
-        covered: dict[Stream, int] = {}
-        index = self._open_to_read(INDEX)
-        try:
-            entries = entries_backward(index, self._index_bytes)
-            for number, (_, (_, offset, length, stream, kind)) in enumerate(entries):
-                if kind == Kind.CHUNK and stream not in covered:
-                    covered[Stream(stream)] = offset + length
-                if len(covered) == len(Stream) or number > _LOOK_BACK_ENTRIES:
-                    return covered
-        finally:
-            os.close(index)
-        return {stream: covered.get(stream, 0) for stream in Stream}
-
-    def _existing(self, name: str) -> int:
-        try:
-            return os.stat(name, dir_fd=self._directory, follow_symlinks=False).st_size
-        except OSError:
-            return 0

@@ -27,10 +27,11 @@ from craterun.linux.fd import Fd, is_plentiful
 from craterun.linux.meter import final_figures
 from craterun.state.journal import Told
 from craterun.state.loghead import Head
-from craterun.state.logs import Stream, open_writer
+from craterun.state.logs import Stream
 from craterun.state.records import overwrite_record, write_record
 from craterun.state.removed import note_removed
 from craterun.state.store import Store
+from craterun.state.writer import open_writer
 from craterun.supervisor.chronicle import Chronicle, with_oom
 from craterun.supervisor.doorway import keep_doorway
 from craterun.supervisor.lives import Lives, Relaunch, restarted_record

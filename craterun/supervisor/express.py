@@ -1,8 +1,8 @@
 """The short way from a container to an attached reader: one thread, no event loop in between.
 
 An event loop in Python needs about 50 µs to notice a byte and to let a task read it. A thread that
-waits for the pipe itself has passed it on by then: first to the reader, then to the log. Nothing
-else changes: whatever the reader's side does not take at once is the reader's own business, who
+waits for the pipe itself has passed it on by then: to the log, then to the reader. Nothing else
+changes: whatever the reader's side does not take at once is the reader's own business, who
 finds it in the log.
 """
 
@@ -22,13 +22,15 @@ from craterun.linux.shortage import SHORTAGES, is_no_thread
 
 if TYPE_CHECKING:
     from craterun.state.logs import Stream
+    from craterun.state.writer import Writer
     from craterun.supervisor.pumps import OutputLog
 
 CHUNK_BYTES = 256 * 1024
 """One read at most; what a chunk costs is spread over that many bytes."""
 BULK_BYTES = 64 * 1024
 """A read that fills a default pipe: the writer is waiting, so go for throughput."""
-_BULK_PIPE_BYTES = 1024 * 1024
+SPLICE_BYTES = 1024 * 1024
+"""What a pipe holds at most while it is moved in bulk: one call takes it all."""
 
 
 class Left(NamedTuple):
@@ -87,17 +89,29 @@ def _move(
     pipe: int, stop: int, log: OutputLog, stream: Stream, announce: Callable[[], None]
 ) -> Left:
     buffer = memoryview(bytearray(CHUNK_BYTES))
-    sizes = log.writer.sizes
-    grown = False
+    buffers = [buffer]
+    writer = log.writer
+    append, readv = writer.append, os.readv
+    only_output = [(pipe, select.POLLIN)]
+    bulk = grown = False
     poll = select.poll()
     poll.register(pipe, select.POLLIN)
     poll.register(stop, select.POLLIN)
+    wait = poll.poll
     while True:
-        for fd, _ in poll.poll():
-            if fd == stop:
-                return Left(False, b"")
+        # Whatever can be done before the wait is: a byte that has come waits for each instruction.
+        way_on = log.way_on(stream)
+        before = writer.sizes[stream]
+        if (ready := wait()) != only_output and any(fd == stop for fd, _ in ready):
+            return Left(False, b"")
+        if bulk:
+            # Whoever is behind takes it from the log; whoever is not is passed what we have read.
+            bulk = not log.is_anybody_waiting(stream) and _splice(pipe, writer, stream)
+            if bulk:
+                announce()
+                continue
         try:
-            size = os.readv(pipe, [buffer])
+            size = readv(pipe, buffers)
         except BlockingIOError:
             continue
         except OSError as error:
@@ -107,20 +121,28 @@ def _move(
         if size == 0:
             return Left(True, b"")
         data = buffer[:size]
-        before = sizes[stream]
-        log.writer.append(stream, data, time.time_ns(), log.pass_on)
-        if log.writer.is_lossy():
-            return Left(False, bytes(data[sizes[stream] - before :]))
+        append(stream, data, None, way_on)
+        if writer.is_lossy():
+            return Left(False, bytes(data[writer.sizes[stream] - before :]))
         if log.is_anybody_behind(stream):
             announce()
-        if size >= BULK_BYTES and not grown:
+        bulk = size >= BULK_BYTES
+        if bulk and not grown:
             grown = True
             grow(pipe)
+
+
+def _splice(pipe: int, writer: Writer, stream: Stream) -> bool:
+    """Move what is there; False if that does not work, or if it is the end, which a read tells."""
+    try:
+        return bool(writer.splice(stream, pipe, SPLICE_BYTES, time.time_ns()))
+    except BlockingIOError:
+        return False
 
 
 def grow(pipe: int) -> None:
     """A larger pipe lets the writer go on while we write; refused above the user's quota."""
     try:
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _BULK_PIPE_BYTES)
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, SPLICE_BYTES)
     except OSError:
         return

@@ -26,11 +26,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from craterun.linux.shortage import SHORTAGES, is_no_thread
+from craterun.linux.shortage import SHORTAGES
 from craterun.state.logindex import STREAMS
-from craterun.state.logs import Stream, Writer
-from craterun.supervisor.express import BULK_BYTES, CHUNK_BYTES, grow, pump_express
-from craterun.supervisor.reader import ROUND_BYTES, LogReader, own
+from craterun.state.logs import Stream, Then
+from craterun.state.writer import Writer
+from craterun.supervisor.bulk import pump_bulk
+from craterun.supervisor.express import BULK_BYTES, grow, pump_express
+from craterun.supervisor.reader import LogReader, own
 
 if TYPE_CHECKING:
     from craterun.supervisor.readiness import Readiness
@@ -42,8 +44,6 @@ All of the container's output is in the pipes by then and is read in full, howev
 Only somebody outside, who was handed the descriptor over a socket, can keep a pipe open; for exec,
 whatever the command left running in the background.
 """
-
-_bulk_threads = trio.CapacityLimiter(4)
 
 
 class OutputLog:
@@ -78,17 +78,29 @@ class OutputLog:
         return reader
 
     def is_express(self, stream: Stream) -> bool:
-        """Whether there is a reader to whom `pass_on` would help."""
+        """Whether there is a reader to whom `way_on` would help."""
         return not self.writer.is_lossy() and any(
             reader.stream == stream and reader.is_direct for reader in self._readers
         )
 
-    def pass_on(self, stream: Stream, data: memoryview) -> None:
-        """In a pump's thread: what was logged last, for readers who wait for just that."""
-        offset = self.writer.sizes[stream] - len(data)
-        for reader in self._readers:
-            if reader.stream == stream:
+    def way_on(self, stream: Stream) -> Then:
+        """What a pump's thread calls with what was logged, for those who read ``stream`` now.
+
+        Others, who come while it waits for the container, are woken by `announce`.
+        """
+        readers = [reader for reader in self._readers if reader.stream is stream]
+        if len(readers) == 1:
+            return readers[0].pass_on
+
+        def pass_on(data: memoryview, offset: int) -> None:
+            for reader in readers:
                 reader.pass_on(data, offset)
+
+        return pass_on
+
+    def is_anybody_waiting(self, stream: Stream) -> bool:
+        """Whether `way_on` would be of use right now."""
+        return any(reader.stream is stream and reader.is_waiting for reader in self._readers)
 
     def is_anybody_behind(self, stream: Stream) -> bool:
         """Whether a reader has not got all that was logged, so that it must be woken."""
@@ -315,38 +327,7 @@ async def pump_output(pipe: int, log: OutputLog, stream: Stream) -> None:
                 if not bulk:
                     bulk = True
                     grow(pipe)
-                try:
-                    unlogged = await trio.to_thread.run_sync(
-                        _move_bulk, pipe, log.writer, stream, limiter=_bulk_threads
-                    )
-                except RuntimeError as error:
-                    if not is_no_thread(error):
-                        raise
-                    continue  # the event loop moves it, in smaller pieces
-                log.feed(stream, unlogged)
-                log.announce(stream)
+                await pump_bulk(pipe, log, stream)
     finally:
         log.on_reader.pop(stream, None)
         log.end(stream)
-
-
-def _move_bulk(pipe: int, writer: Writer, stream: Stream) -> bytes:
-    """In a thread, away from the event loop: move what is there, up to one round's worth.
-
-    Returns what the log did not take because it failed; from then on the event loop does all.
-    """
-    buffer = memoryview(bytearray(CHUNK_BYTES))
-    moved = 0
-    while moved < ROUND_BYTES and not writer.is_lossy():
-        try:
-            size = os.readv(pipe, [buffer])
-        except BlockingIOError:
-            break
-        if size == 0:
-            break
-        before = writer.sizes[stream]
-        writer.append(stream, buffer[:size], time.time_ns())
-        if writer.is_lossy():
-            return bytes(buffer[writer.sizes[stream] - before : size])
-        moved += size
-    return b""

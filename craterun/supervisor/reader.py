@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 from craterun.linux.fd import Fd
 from craterun.state.logs import Stream
+from craterun.supervisor.bulk import ROUND_BYTES
 from craterun.supervisor.express import CHUNK_BYTES
 
 if TYPE_CHECKING:
     from craterun.supervisor.pumps import OutputLog
 
-ROUND_BYTES = 8 * 1024 * 1024
-"""How much a thread moves before the event loop is asked again."""
 _LIVE_QUEUE_BYTES = 1024 * 1024
 
 
@@ -62,6 +61,11 @@ class LogReader:
         return self._direct is not None
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether what comes next can be passed on to it."""
+        return self._waits and self._direct is not None
+
+    @property
     def is_behind(self) -> bool:
         """Whether there is something in the log for it to read."""
         return self._offset < self._log.writer.sizes[self.stream]
@@ -74,11 +78,12 @@ class LogReader:
         """
         # Not waited for: whoever has it reads or leaves, and so does not wait for these bytes. A
         # reader asks for the writer's lock meanwhile, which we hold.
-        if not self._passing.acquire(blocking=False):
+        if not self._passing.acquire(False):
             return
         try:
-            if self._waits and self._direct is not None and self._offset == offset:
-                self._offset += self._direct(data)
+            direct = self._direct
+            if self._waits and self._offset == offset and direct is not None:
+                self._offset = offset + direct(data)
         finally:
             self._passing.release()
 
