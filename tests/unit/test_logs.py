@@ -4,54 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from craterun.core.logoptions import MIN_MAX_BYTES, LogOptions
-from craterun.state.logcursor import LogCursor
 from craterun.state.logs import FILES, INDEX, IndexEntry, LogWriter, Stream, read_index
 from tests.unit.builders import no_leaked_descriptors
-
-Chunks = list[tuple[Stream, bytes]]
-CHUNKS = st.lists(st.tuples(st.sampled_from(Stream), st.binary(min_size=1, max_size=40)))
-ENTRY_BYTES = 24
-
-
-@contextmanager
-def folder() -> Iterator[tuple[Path, int]]:
-    """An empty folder and a descriptor of it; hypothesis cannot use tmp_path."""
-    with tempfile.TemporaryDirectory() as path, no_leaked_descriptors():
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            yield Path(path), fd
-        finally:
-            os.close(fd)
-
-
-def append(writer: LogWriter, chunks: Chunks, first: int = 0) -> None:
-    for number, (stream, data) in enumerate(chunks, first):
-        writer.append(stream, memoryview(data), 1000 + number)
-
-
-def whole(chunks: Chunks, stream: Stream) -> bytes:
-    return b"".join(data for s, data in chunks if s is stream)
-
-
-def replay(path: Path) -> Chunks:
-    """The chunks in the order of the index, cut from the log files."""
-    files = {stream: (path / name).read_bytes() for stream, name in FILES.items()}
-    return [
-        (entry.stream, files[entry.stream][entry.offset : entry.offset + entry.length])
-        for entry in read_index(str(path / INDEX))
-    ]
-
+from tests.unit.log_builders import CHUNKS, ENTRY_BYTES, Chunks, Disk, append, folder, replay, whole
 
 # --- all is well ----------------------------------------------------------------------------------
 
@@ -69,7 +30,7 @@ def test_files_are_byte_exact_and_the_index_gives_back_the_order(chunks: Chunks)
             assert replay(path) == chunks
             times = [entry.time_ns for entry in read_index(str(path / INDEX))]
             assert times == [1000 + number for number in range(len(chunks))]
-        assert (writer.error, writer.lost_bytes, writer.has_failed()) == (None, 0, False)
+        assert (writer.error, writer.lost_bytes, writer.is_lossy()) == (None, 0, False)
 
 
 @given(CHUNKS, CHUNKS)
@@ -172,10 +133,11 @@ def test_a_reader_sees_what_was_appended_and_owns_its_descriptor(tmp_path: Path)
     fd = os.open(tmp_path, os.O_RDONLY)
     with no_leaked_descriptors():
         writer = LogWriter(fd)
-        early = writer.reader(Stream.STDOUT)
-        append(writer, [(Stream.STDOUT, b"hello")])
+        append(writer, [(Stream.STDOUT, b"hel")])
+        early, base = writer.locate(Stream.STDOUT, 0)
+        append(writer, [(Stream.STDOUT, b"lo")])
         writer.finish()
-        assert os.pread(early, 100, 0) == b"hello"
+        assert (base, os.pread(early, 100, 0)) == (0, b"hello")
         os.close(early)
     os.close(fd)
 
@@ -198,21 +160,6 @@ def test_a_log_is_not_written_through_a_symlink(tmp_path: Path) -> None:
 # --- a full disk ----------------------------------------------------------------------------------
 
 
-class Disk:
-    """An os.write with ``free`` bytes left, which like the kernel's writes what still fits."""
-
-    def __init__(self, free: int) -> None:
-        self.free = free
-        self.real = os.write
-
-    def write(self, fd: int, data: memoryview) -> int:
-        if self.free == 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        written = self.real(fd, data[: self.free])
-        self.free -= written
-        return written
-
-
 @given(CHUNKS, st.integers(0, 400), CHUNKS)
 def test_a_full_disk_is_counted_to_the_byte_and_leaves_no_hole(
     chunks: Chunks, free: int, later: Chunks
@@ -223,7 +170,7 @@ def test_a_full_disk_is_counted_to_the_byte_and_leaves_no_hole(
         writer = LogWriter(fd)
         append(writer, chunks)
         needed = sum(len(data) + ENTRY_BYTES for _, data in chunks)
-        assert writer.has_failed() == (needed > free)
+        assert writer.is_lossy() == (needed > free)
         disk.free = 1 << 20  # somebody makes room: what comes now would follow a hole
         append(writer, later, len(chunks))
         writer.finish()
@@ -282,121 +229,6 @@ def test_finishing_twice_closes_nobody_elses_descriptors(tmp_path: Path) -> None
         for other in others:
             os.close(other)
     os.close(fd)
-
-
-# --- segments -------------------------------------------------------------------------------------
-
-SMALL = LogOptions(max_bytes=MIN_MAX_BYTES, max_files=1000)
-LONG = st.lists(
-    st.tuples(st.sampled_from(Stream), st.integers(1, 6000).map(lambda size: b"x" * size)),
-    max_size=8,
-)
-
-
-class Killed(BaseException):
-    """The writer dies here."""
-
-
-@settings(max_examples=60)
-@given(LONG, LONG, st.integers(0, 80))
-def test_a_writer_killed_at_any_system_call_is_succeeded_without_gap_or_doubling(
-    before: Chunks, after: Chunks, calls: int
-) -> None:
-    with folder() as (path, fd):
-        left = [calls]
-
-        def dying(real: Callable[..., object]) -> Callable[..., object]:
-            def call(*arguments: Any, **options: Any) -> object:
-                if left[0] == 0:
-                    raise Killed
-                left[0] -= 1
-                return real(*arguments, **options)
-
-            return call
-
-        first = LogWriter(fd, SMALL)
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("write", "rename", "open"):
-                patch.setattr(os, name, dying(getattr(os, name)))
-            with suppress(Killed):
-                append(first, before)
-        reached = dict(first.sizes)
-        first._close()
-        second = LogWriter(fd, SMALL, resume=True)
-        assert second.error is None
-        # The killed write itself may have happened or not; here it has not.
-        assert second.sizes == reached
-        append(second, after, 500)
-        second.finish()
-        cursor = LogCursor(fd)
-        pieces = list(cursor.read(final=True))
-        cursor.close()
-        for stream in Stream:
-            content = whole(before, stream)[: reached[stream]] + whole(after, stream)
-            assert b"".join(piece.data for piece in pieces if piece.stream is stream) == content
-        for name in os.listdir(path):
-            if not name.startswith(INDEX):
-                assert (path / name).stat().st_size <= MIN_MAX_BYTES
-        assert not cursor.missed[Stream.STDOUT]
-
-
-def test_only_so_many_files_are_kept(tmp_path: Path) -> None:
-    fd = os.open(tmp_path, os.O_RDONLY)
-    writer = LogWriter(fd, LogOptions(max_bytes=MIN_MAX_BYTES, max_files=2))
-    for _ in range(10):
-        writer.append(Stream.STDOUT, memoryview(b"x" * 3000), 1)
-    writer.append(Stream.STDERR, memoryview(b"e"), 1)
-    writer.finish()
-    assert sorted(os.listdir(tmp_path)) == [
-        "log.index", "log.index.000007", "stderr.log", "stdout.log", "stdout.log.000007"
-    ]  # fmt: skip
-    assert writer.sizes == {Stream.STDOUT: 30_000, Stream.STDERR: 1}
-    assert (tmp_path / "stdout.log").stat().st_size == 30_000 - 7 * MIN_MAX_BYTES
-    resumed = LogWriter(fd, LogOptions(max_bytes=MIN_MAX_BYTES, max_files=2), resume=True)
-    assert resumed.sizes == writer.sizes
-    os.close(fd)
-
-
-def test_an_index_of_many_small_chunks_is_bounded_too(tmp_path: Path) -> None:
-    fd = os.open(tmp_path, os.O_RDONLY)
-    writer = LogWriter(fd, SMALL)
-    for _ in range(1000):
-        writer.append(Stream.STDOUT, memoryview(b"x"), 1)
-    writer.finish()
-    sizes = [(tmp_path / name).stat().st_size for name in os.listdir(tmp_path)]
-    assert max(sizes) <= MIN_MAX_BYTES
-    assert len(sizes) == 13, "six segments, of which the last has an empty stderr.log"
-    os.close(fd)
-
-
-def test_a_successor_does_not_go_on_behind_a_hole(tmp_path: Path) -> None:
-    fd = os.open(tmp_path, os.O_RDONLY)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "write", Disk(4).write)
-        append(LogWriter(fd), [(Stream.STDOUT, b"123456")])
-    resumed = LogWriter(fd, resume=True)
-    append(resumed, [(Stream.STDOUT, b"789")])
-    resumed.finish()
-    assert (tmp_path / "stdout.log").read_bytes() == b"1234"
-    assert resumed.lost_bytes == 3
-    assert "at least 3 bytes" in str(resumed.complaint())
-    os.close(fd)
-
-
-@given(LONG, st.data())
-def test_a_byte_is_found_in_the_file_that_has_it(chunks: Chunks, data: st.DataObject) -> None:
-    with folder() as (_, fd):
-        writer = LogWriter(fd, SMALL)
-        append(writer, chunks)
-        for stream in Stream:
-            content = whole(chunks, stream)
-            if content:
-                offset = data.draw(st.integers(0, len(content) - 1))
-                file, base = writer.locate(stream, offset)
-                assert base <= offset
-                assert os.pread(file, 1, offset - base) == content[offset : offset + 1]
-                os.close(file)
-        writer.finish()
 
 
 # --- too few descriptors --------------------------------------------------------------------------
