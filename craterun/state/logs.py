@@ -318,8 +318,9 @@ class LogWriter:
                 if self.error is None:
                     if INDEX in self._files or self._index_bytes:
                         self._write_index(ENTRY.pack(time.time_ns(), 0, 0, 0, Kind.END))
-                    for stream in STREAMS:
-                        self._open(FILES[stream])
+                    for name in FILES.values():
+                        if name not in self._files:
+                            self._make(name)
             except OSError as error:
                 self._fail(error)
             finally:
@@ -365,6 +366,11 @@ class LogWriter:
             fd = self._files[name] = os.open(name, flags, 0o600, dir_fd=self._directory)
             self._is_short |= self._may_keep is not None and not self._may_keep(fd)
         return fd
+
+    def _make(self, name: str) -> None:
+        """An empty file, without opening it: most containers write to one stream at most."""
+        with suppress(FileExistsError):
+            os.mknod(name, stat.S_IFREG | 0o600, dir_fd=self._directory)
 
     def _close(self) -> None:
         self._quick = dict.fromkeys(STREAMS, _SLOW)
