@@ -80,10 +80,17 @@ def execute(
     )
     spec.check()
     if detach:
-        from craterun.cli.background import execute_detached
+        if desk.current is not None:
+            from craterun.cli.served import execute_detached
+        else:
+            from craterun.cli.background import execute_detached
 
         print(execute_detached(container, spec, default_root()))
         return 0
+    if desk.current is not None:
+        from craterun.cli.served import hand_over_exec
+
+        hand_over_exec(container, spec)
     from craterun.keeper.spawn import spawn_keeper
 
     keeper = spawn_keeper()

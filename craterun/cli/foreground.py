@@ -210,33 +210,47 @@ async def exec_command(container: str, spec: ExecSpec, root: str, keeper: Spawne
     with OWN.signals() as signals:
         async with Supervisor(root, link=KeeperLink(*keeper)) as supervisor:
             execution = await supervisor.execute_spec(container, spec)
-
-            async def copy(stream: Stream) -> None:
-                sink = OutputSink(int(stream))
-                try:
-                    await copy_output(lambda: execution.receive(stream), sink)
-                    # A reader that went away must not leave the command blocked on a full pipe.
-                    while sink.gone and await execution.receive(stream):
-                        pass
-                finally:
-                    sink.close()
-
-            async with (
-                forwarding(signals, execution, "command"),
-                _terminal(execution, spec.window is not None, typing=spec.stdin),
-                trio.open_nursery() as streams,
-            ):
-                if spec.stdin and spec.window is None:
-                    streams.start_soon(feed_input, execution.stdin)
-                async with trio.open_nursery() as copies:
-                    for stream in execution.streams:
-                        copies.start_soon(copy, stream)
-                await execution.wait()
-                streams.cancel_scope.cancel()
-            execution.stop_reading()  # if a signal made us leave before the end of the output
+            await accompany_execution(execution, spec, signals, OWN)
             status = await execution.wait()
+    return final_execution_code(execution, spec, status, OWN)
+
+
+async def accompany_execution(
+    execution: Execution, spec: ExecSpec, signals: AsyncIterator[int], console: Console
+) -> None:
+    """Connect a command that has just been started in a container with its user, until its end."""
+
+    async def copy(stream: Stream) -> None:
+        sink = OutputSink(console.streams[int(stream)], shared=console.shared)
+        try:
+            await copy_output(lambda: execution.receive(stream), sink)
+            # A reader that went away must not leave the command blocked on a full pipe.
+            while sink.gone and await execution.receive(stream):
+                pass
+        finally:
+            sink.close()
+
+    async with (
+        forwarding(signals, execution, "command", console),
+        _terminal(execution, spec.window is not None, typing=spec.stdin, console=console),
+        trio.open_nursery() as streams,
+    ):
+        if spec.stdin and spec.window is None:
+            streams.start_soon(feed_input, execution.stdin, console.streams[0])
+        async with trio.open_nursery() as copies:
+            for stream in execution.streams:
+                copies.start_soon(copy, stream)
+        await execution.wait()
+        streams.cancel_scope.cancel()
+    execution.stop_reading()  # if a signal made us leave before the end of the output
+
+
+def final_execution_code(
+    execution: Execution, spec: ExecSpec, status: ExitStatus, console: Console
+) -> int:
+    """Say what there is to say of a command that has ended in a container; our exit code."""
     if execution.timed_out:
-        OWN.complain(
+        console.complain(
             f"command in container {execution.container_id}: stopped, having run for "
             f"{spec.timeout:g} s (--timeout)"
         )

@@ -1,4 +1,4 @@
-"""run in a worker of a server: the container is the server's, not this process's."""
+"""run and exec in a worker of a server: what they start is the server's, not this process's."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import NoReturn
 import msgspec
 
 from craterun.core.errors import CraterunError
+from craterun.core.execspec import ExecSpec
 from craterun.core.spec import Spec
 from craterun.serve import desk
 
 
-class Request(msgspec.Struct, forbid_unknown_fields=True):
-    """What the server is to start.
+class RunRequest(msgspec.Struct, forbid_unknown_fields=True, tag="run"):
+    """A container that the server is to start.
 
     :ivar attach: copy its output to the client
     :ivar quiet: say nothing of processes killed for want of memory
@@ -25,6 +26,19 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     attach: bool = False
     quiet: bool = False
     cidfile: str | None = None
+
+
+class ExecRequest(msgspec.Struct, forbid_unknown_fields=True, tag="exec"):
+    """A command that the server is to start in a running container.
+
+    :ivar container: id, prefix or name
+    """
+
+    container: str
+    spec: ExecSpec
+
+
+Request = RunRequest | ExecRequest
 
 
 class _AnsweredError(CraterunError):
@@ -42,7 +56,8 @@ def encode(request: Request) -> bytes:
 
 def decode(data: bytes) -> Request:
     """What `encode` has encoded."""
-    return msgspec.convert(json.loads(data), Request)
+    request: Request = msgspec.convert(json.loads(data), Request)
+    return request
 
 
 def start_detached(spec: Spec, root: str) -> str:
@@ -51,11 +66,24 @@ def start_detached(spec: Spec, root: str) -> str:
     :raises CraterunError: whatever starting raised there, with the same text and exit code
     """
     del root
+    return _start(RunRequest(spec))
+
+
+def execute_detached(container: str, spec: ExecSpec, root: str) -> int:
+    """`background.execute_detached` of the server.
+
+    :raises CraterunError: whatever starting raised there, with the same text and exit code
+    """
+    del root
+    return int(_start(ExecRequest(container, spec)))
+
+
+def _start(request: Request) -> str:
     assert desk.current is not None
-    answer = desk.current.start(encode(Request(spec)))
+    answer = desk.current.start(encode(request))
     if answer.error:
         raise _AnsweredError(answer.error, answer.exit_code)
-    return answer.container_id
+    return answer.started
 
 
 def hand_over(spec: Spec, cidfile: str | None, *, attach: bool, quiet: bool) -> NoReturn:
@@ -65,4 +93,10 @@ def hand_over(spec: Spec, cidfile: str | None, *, attach: bool, quiet: bool) -> 
     """
     assert desk.current is not None
     path = None if cidfile is None else os.path.abspath(cidfile)
-    desk.current.hand_over(encode(Request(spec, attach, quiet, path)))
+    desk.current.hand_over(encode(RunRequest(spec, attach, quiet, path)))
+
+
+def hand_over_exec(container: str, spec: ExecSpec) -> NoReturn:
+    """The same for a command in a running container."""
+    assert desk.current is not None
+    desk.current.hand_over(encode(ExecRequest(container, spec)))

@@ -1,4 +1,4 @@
-"""run in a server: many containers in the foreground of many users, in one process."""
+"""run and exec in a server: many of them in the foreground of many users, in one process."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ import trio
 
 from craterun.cli.cidfile import CidFile
 from craterun.cli.errors import explained, single_cause
-from craterun.cli.foreground import UNKNOWN_EXIT, accompany, final_code
-from craterun.cli.served import Request, decode
+from craterun.cli.foreground import (
+    UNKNOWN_EXIT,
+    accompany,
+    accompany_execution,
+    final_code,
+    final_execution_code,
+)
+from craterun.cli.served import ExecRequest, Request, decode
 from craterun.cli.streams import OutputSink
 from craterun.cli.window import our_window
 from craterun.core.errors import printable
@@ -84,20 +90,19 @@ class CommandLineSessions:
     """`serve.server.Sessions` as the command line's ``run`` has them."""
 
     async def start(self, house: Server, request: bytes) -> Answer:
-        """Start a container in the background."""
+        """Start a container, or a command in one, in the background."""
         try:
-            container = await house.begin(decode(request).spec)
-            await container.recorded()
+            started = await _start(house, decode(request))
         except Exception as error:
             text, code = explained(single_cause(error)) or (
                 f"internal error: {error!r}",
                 UNKNOWN_EXIT,
             )
             return Answer("", text, code)
-        return Answer(container.id)
+        return Answer(started)
 
     async def run(self, house: Server, request: bytes, peer: Peer) -> int:
-        """Run a container in the foreground of ``peer``; the exit code."""
+        """Run a container, or a command in one, in the foreground of ``peer``; the exit code."""
         console = PeerConsole(peer)
         code = UNKNOWN_EXIT
         async with trio.open_nursery() as tasks:
@@ -124,7 +129,17 @@ class CommandLineSessions:
         return code
 
 
+async def _start(house: Server, request: Request) -> str:
+    if isinstance(request, ExecRequest):
+        return str((await house.supervisor.execute_spec(request.container, request.spec)).pid)
+    container = await house.begin(request.spec)
+    await container.recorded()
+    return container.id
+
+
 async def _run(house: Server, request: Request, console: PeerConsole) -> int:
+    if isinstance(request, ExecRequest):
+        return await _execute(house, request, console)
     spec, attach = request.spec, request.attach
     with CidFile(request.cidfile, claimed=True) as cid, console.signals() as signals:
         container = await house.begin(spec)
@@ -142,3 +157,17 @@ async def _run(house: Server, request: Request, console: PeerConsole) -> int:
         tell_oom = attach and not request.quiet
         await accompany(container, spec, signals, attach=attach, tell_oom=tell_oom, console=console)
     return final_code(container, tell_oom=tell_oom, console=console)
+
+
+async def _execute(house: Server, request: ExecRequest, console: PeerConsole) -> int:
+    with console.signals() as signals:
+        execution = await house.supervisor.execute_spec(request.container, request.spec)
+        try:
+            await accompany_execution(execution, request.spec, signals, console)
+            status = await execution.wait()
+        except BaseException:
+            # The client is gone: what it has started ends with it, as without a server.
+            execution.kill()
+            execution.stop_reading()
+            raise
+    return final_execution_code(execution, request.spec, status, console)

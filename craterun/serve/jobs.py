@@ -75,9 +75,12 @@ class HandOver(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Answer(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The server's answer to `Start`."""
+    """The server's answer to `Start`.
 
-    container_id: str = ""
+    :ivar started: a container's id, or the pid of a command in one
+    """
+
+    started: str = ""
     error: str = ""
     exit_code: int = 125
 
