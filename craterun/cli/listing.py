@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Literal
 
 import msgspec
-from cyclopts import Parameter
 
+from craterun.cli import typed
 from craterun.cli.output import complain, shorten, table
 from craterun.client.local import Observed, observe
 from craterun.core.errors import CraterunError
@@ -21,9 +20,11 @@ _COMMAND_WIDTH = 40
 
 def ps(
     *,
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
+    quiet: typed.Annotated[bool, typed.Parameter(name=["--quiet", "-q"])] = False,
     running: bool = False,
-    form: Annotated[Literal["table", "json"], Parameter(name="--format")] = "table",
+    form: typed.Annotated[
+        typed.Literal["table", "json"], typed.Parameter(name="--format")
+    ] = "table",
 ) -> int:
     """List containers, the newest first.
 

@@ -7,11 +7,10 @@ import select
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Annotated, Literal
 
 import msgspec
-from cyclopts import Parameter
 
+from craterun.cli import typed
 from craterun.cli.output import complain
 from craterun.core.errors import CraterunError, UsageError, printable
 from craterun.core.instants import parse_instant, rfc3339
@@ -28,12 +27,12 @@ _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 
 def logs(
     *containers: str,
-    follow: Annotated[bool, Parameter(name=["--follow", "-f"])] = False,
-    tail: Annotated[str, Parameter(name=["--tail", "-n"])] = "all",
+    follow: typed.Annotated[bool, typed.Parameter(name=["--follow", "-f"])] = False,
+    tail: typed.Annotated[str, typed.Parameter(name=["--tail", "-n"])] = "all",
     since: str | None = None,
     until: str | None = None,
-    timestamps: Annotated[bool, Parameter(name=["--timestamps", "-t"])] = False,
-    stream: Literal["stdout", "stderr"] | None = None,
+    timestamps: typed.Annotated[bool, typed.Parameter(name=["--timestamps", "-t"])] = False,
+    stream: typed.Literal["stdout", "stderr"] | None = None,
     merge: bool = False,
 ) -> int:
     """Print what containers wrote: stdout to stdout, stderr to stderr, byte for byte.
