@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -88,7 +89,11 @@ def _understand(arguments: list[str]) -> Callable[[], object]:
     """What is to be called. Ordinary command lines are read without cyclopts, which takes longer to
     import than most commands take.
     """
-    command = read(arguments, COMMANDS)
+    gc.disable()  # of what imports leave, little is garbage
+    try:
+        command = read(arguments, COMMANDS)
+    finally:
+        gc.enable()
     if command is not None:
         return command
 
