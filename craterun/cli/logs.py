@@ -7,8 +7,7 @@ import select
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-
-import msgspec
+from typing import NamedTuple
 
 from craterun.cli import typed
 from craterun.cli.output import complain
@@ -166,7 +165,7 @@ def _labels(containers: Sequence[str]) -> list[str]:
     return [f"{text:{width}} | " for text in texts] if len(texts) > 1 else [""]
 
 
-class _View(msgspec.Struct, frozen=True, kw_only=True):
+class _View(NamedTuple):
     """What is asked for."""
 
     lines: int | None
