@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Console script ``craterun``; also ``python -m craterun``. Exits with the command's code."""
+    gc.disable()  # until all is imported that a command needs: of that, little is garbage
     _open_standard_streams()
     if sys.argv[1:] in (["--version"], ["-V"]):
         from craterun import __version__

@@ -89,11 +89,10 @@ def _understand(arguments: list[str]) -> Callable[[], object]:
     """What is to be called. Ordinary command lines are read without cyclopts, which takes longer to
     import than most commands take.
     """
-    gc.disable()  # of what imports leave, little is garbage
     try:
         command = read(arguments, COMMANDS)
     finally:
-        gc.enable()
+        gc.enable()  # which `craterun.__main__` has disabled
     if command is not None:
         return command
 

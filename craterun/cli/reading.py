@@ -154,10 +154,9 @@ def read(
     """
     if not arguments or arguments[0] not in commands:
         return None
-    from importlib import import_module
-
     module, _, name = commands[arguments[0]][0].partition(":")
-    function = getattr(import_module(f"craterun.cli.{module}"), name)
+    # importlib.import_module is one import more.
+    function = getattr(__import__(f"craterun.cli.{module}", fromlist=(name,)), name)
     try:
         positional, named = arranged(function, arguments[1:])
     except UnclearError:
