@@ -97,7 +97,7 @@ def test_run_imports_no_parser(cli: Cli, options: tuple[str, ...]) -> None:
     modules = imported(cli, "run", *options, "--", "/bin/true")
     assert "craterun.core.spec" in modules
     assert not modules & PARSER
-    assert not modules & {"anyio", "asyncio", "craterun.client.api"}
+    assert not modules & {"anyio", "asyncio", "craterun.client.api", "_ssl"}
 
 
 def test_exec_imports_no_parser(cli: Cli, running: str) -> None:
@@ -108,3 +108,20 @@ def test_exec_imports_no_parser(cli: Cli, running: str) -> None:
 
 def test_help_is_the_parsers(cli: Cli) -> None:
     assert "cyclopts" in imported(cli, "run", "--help")
+
+
+def test_the_interpreter_is_not_taken_down_but_all_output_is_there(cli: Cli, stopped: str) -> None:
+    code = (
+        "import atexit, sys\n"
+        "atexit.register(print, 'taken down')\n"
+        "sys.argv = ['craterun', 'ps', '-q']\n"
+        "from craterun.__main__ import main; main()"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "CRATERUN_ROOT": str(cli.state_root)},
+        capture_output=True,
+        check=False,
+    )
+    assert (finished.returncode, finished.stderr) == (0, b"")
+    assert finished.stdout.decode() == f"{stopped}\n"
