@@ -10,6 +10,8 @@ TYPE_CHECKING = False  # typing is an import that most commands do without
 if TYPE_CHECKING:
     from typing import NoReturn
 
+_CANNOT_WRITE = 125
+
 
 def main() -> None:
     """Console script ``craterun``; also ``python -m craterun``. Exits with the command's code."""
@@ -22,7 +24,7 @@ def main() -> None:
             os.write(1, f"craterun {__version__}\n".encode())
         except OSError as error:
             print(f"craterun: {os.strerror(error.errno or 0)}", file=sys.stderr)
-            sys.exit(125)
+            sys.exit(_CANNOT_WRITE)
         os._exit(0)  # nothing is open that had to be closed in order
     from craterun.cli import thin
 
@@ -37,11 +39,11 @@ def _leave(code: int) -> NoReturn:
     longer than most commands do. What has to be closed in order has been, and threads that are left
     are there to be abandoned.
     """
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:
-        sys.exit(code)  # which tries again, and tells
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            code = code or _CANNOT_WRITE  # if not, it was the command that has told of it
     os._exit(code & 0xFF)
 
 

@@ -92,6 +92,7 @@ def _understand(arguments: list[str]) -> Callable[[], object]:
     try:
         command = read(arguments, COMMANDS)
     finally:
+        gc.freeze()  # or the first collection would look at all that was imported
         gc.enable()  # which `craterun.__main__` has disabled
     if command is not None:
         return command

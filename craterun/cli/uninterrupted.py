@@ -30,5 +30,6 @@ def uninterrupted() -> Iterator[None]:
     finally:
         sys.meta_path.remove(later)
         if collects:
+            gc.freeze()  # or the first collection would look at all that was imported
             gc.enable()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
