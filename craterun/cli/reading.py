@@ -84,6 +84,7 @@ class _Option:
     :ivar key: the parameter's name
     :ivar kind: the type of its value, without None
     :ivar constant: of a flag: what its name alone means; None if a value follows
+    :ivar hyphen: whether that value may begin with a hyphen
     """
 
     __slots__ = ("constant", "hyphen", "key", "kind")
