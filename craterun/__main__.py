@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+
+TYPE_CHECKING = False  # typing is an import that most commands do without
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+_CANNOT_WRITE = 125
 
 
 def main() -> None:
     """Console script ``craterun``; also ``python -m craterun``. Exits with the command's code."""
+    gc.disable()  # until all is imported that a command needs: of that, little is garbage
     _open_standard_streams()
     if sys.argv[1:] in (["--version"], ["-V"]):
         from craterun import __version__
@@ -16,14 +24,27 @@ def main() -> None:
             os.write(1, f"craterun {__version__}\n".encode())
         except OSError as error:
             print(f"craterun: {os.strerror(error.errno or 0)}", file=sys.stderr)
-            sys.exit(125)
+            sys.exit(_CANNOT_WRITE)
         os._exit(0)  # nothing is open that had to be closed in order
     from craterun.cli import thin
 
     thin.try_server(thin.Options(sys.argv[1:]))
     from craterun.cli.app import run_command_line
 
-    sys.exit(run_command_line(sys.argv[1:]))
+    _leave(run_command_line(sys.argv[1:]))
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit without taking the interpreter down: freeing what was imported, object by object, takes
+    longer than most commands do. What has to be closed in order has been, and threads that are left
+    are there to be abandoned.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            code = code or _CANNOT_WRITE  # if not, it was the command that has told of it
+    os._exit(code & 0xFF)
 
 
 def _open_standard_streams() -> None:

@@ -2,49 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
-from collections.abc import Callable
-from functools import partial
 
-from cyclopts import App, CycloptsError, Parameter
-
-from craterun import __version__
 from craterun.cli.errors import explained, single_cause
+from craterun.cli.reading import read
 from craterun.cli.thin import Options
 from craterun.core.errors import CraterunError
 
-HELP = """\
-Run commands in Linux containers: real namespaces and cgroups, no engine, no daemon.
-
-- craterun run --attach -- echo hello: a container with the host's programs, read-only
-- craterun run --rootfs /srv/debian -- make check: one with a root directory of its own
-- craterun ps, craterun logs ID: what ran, and what it said
-
-Everything before -- is for craterun, everything after it is the command. An ID is 16 hex digits; \
-any unique prefix of it, or the name, will do.
-
-Some options belong to every command: --root DIR keeps the state in DIR, as does the variable \
-CRATERUN_ROOT (default: /var/lib/craterun for root, ~/.craterun for others); --debug shows what \
-happens; --socket PATH, as does CRATERUN_SOCKET, says where a server (craterun serve) listens, and \
---no-serve does without it.
-
-Exit codes: the command's own; 128 + N if signal N killed it; 124 if it ran into its --timeout; \
-125 for an error of craterun, 126 if the command cannot be executed, 127 if it is not found."""
-
-app = App(
-    name="craterun",
-    help=HELP,
-    help_format="markdown",
-    version=f"craterun {__version__}",
-    version_flags=["--version", "-V"],
-    default_parameter=Parameter(negative=()),
-    exit_on_error=False,
-    print_error=False,
-    help_on_error=False,
-    result_action="return_value",
-    suppress_keyboard_interrupt=False,
-)
+TYPE_CHECKING = False  # typing is an import that some commands do without
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 COMMANDS = {
     "run": ("run:run", "Run a command in a new container."),
@@ -69,20 +38,12 @@ COMMANDS = {
     "bench": ("bench:bench", "Measure this machine: starts, phases, logs, beside other runtimes."),
     "info": ("info:info", "Tell what this host can do for containers, and why not more."),
 }
-for _name, (_target, _help) in COMMANDS.items():
-    app.command(f"craterun.cli.{_target}", name=_name, help=_help)
-app.command(f"craterun.cli.{COMMANDS['info'][0]}", name="doctor", show=False)
-app.register_install_completion_command(help="Install completion for your shell.")
-
-
-def _recall_nothing(_: list[str]) -> Callable[[], object] | None:
-    return None
-
-
-recall: Callable[[list[str]], Callable[[], object] | None] = _recall_nothing
-"""In a server's worker (`warm`): a command line that was parsed before, as what is to be called."""
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
+
+
+class NotUnderstoodError(Exception):
+    """The arguments make no sense; the text says why."""
 
 
 def run_command_line(arguments: list[str]) -> int:
@@ -99,14 +60,10 @@ def run_command_line(arguments: list[str]) -> int:
     if not arguments:
         arguments = ["--help"]
     try:
-        _explain_fully(arguments)
-        call = recall(arguments)
-        result = _unwrapped(partial(app, arguments) if call is None else call)
+        result = _unwrapped(_understand(arguments))
         sys.stdout.flush()
-    except CycloptsError as error:
-        first = " ".join(str(error).split())
-        command = f"{arguments[0]} " if _is_command(arguments[0]) else ""
-        return _fail(f"{first} See: craterun {command}--help", 125)
+    except NotUnderstoodError as error:
+        return _fail(str(error), 125)
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
@@ -128,17 +85,24 @@ def run_command_line(arguments: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _is_command(word: str) -> bool:
-    return not word.startswith("-") and word in app
-
-
-def _explain_fully(arguments: list[str]) -> None:
-    """The help of one command is its docstring; the list of all, which imports none of them, has
-    the one line that it was registered with.
+def _understand(arguments: list[str]) -> Callable[[], object]:
+    """What is to be called. Ordinary command lines are read without cyclopts, which takes longer to
+    import than most commands take.
     """
-    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    if own and _is_command(own[0]) and ("--help" in own or "-h" in own):
-        app[own[0]].help = None
+    try:
+        command = read(arguments, COMMANDS)
+    finally:
+        gc.freeze()  # or the first collection would look at all that was imported
+        gc.enable()  # which `craterun.__main__` has disabled
+    if command is not None:
+        return command
+
+    def parse_and_call() -> object:
+        from craterun.cli import parser
+
+        return parser.call(arguments)
+
+    return parse_and_call
 
 
 def _unwrapped(call: Callable[[], object]) -> object:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from cyclopts import Parameter
-
+from craterun.cli import typed
 from craterun.cli.output import complain
 from craterun.cli.uninterrupted import uninterrupted
 from craterun.client import local
@@ -25,8 +24,10 @@ def attach(
     *,
     logs: bool = False,
     no_stdin: bool = False,
-    sig_proxy: Annotated[bool, Parameter(negative=())] = True,
-    detach_keys: Annotated[str | None, Parameter(env_var="CRATERUN_DETACH_KEYS")] = None,
+    sig_proxy: typed.Annotated[bool, typed.Parameter(negative=())] = True,
+    detach_keys: typed.Annotated[
+        str | None, typed.Parameter(env_var="CRATERUN_DETACH_KEYS")
+    ] = None,
 ) -> int:
     """Show what a running container writes from now on, and type into its terminal or input pipe.
 

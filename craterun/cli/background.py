@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from craterun.cli.uninterrupted import uninterrupted
 from craterun.core.errors import CraterunError
 from craterun.core.spec import Spec
 from craterun.linux.calls import close_range
@@ -104,10 +105,11 @@ def _supervise(start: Start, root: str) -> None:
     from craterun.keeper.spawn import spawn_keeper
 
     keeper = spawn_keeper()
-    import trio
+    with uninterrupted():
+        import trio
 
-    from craterun.supervisor.link import KeeperLink
-    from craterun.supervisor.main import Supervisor
+        from craterun.supervisor.link import KeeperLink
+        from craterun.supervisor.main import Supervisor
 
     def report(what: _Report) -> None:
         os.write(3, msgspec.json.encode(what))

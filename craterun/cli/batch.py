@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import resource
 from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
-from cyclopts import Parameter
 
+from craterun.cli import typed
 from craterun.cli.envfiles import read_env_files
-from craterun.cli.limits import LimitOptions
 from craterun.cli.uninterrupted import uninterrupted
 from craterun.core.errors import UsageError, printable
 from craterun.core.spec import HOST_ROOTFS
@@ -28,35 +27,35 @@ _MAX_CAPTURE_BYTES = 64 * 1024 * 1024
 
 
 def batch(
-    file: Annotated[str, Parameter(allow_leading_hyphen=True)],  # it may be "-"
+    file: typed.Annotated[str, typed.Parameter(allow_leading_hyphen=True)],  # it may be "-"
     *command: str,
-    jobs: Annotated[int | None, Parameter(name=["--jobs", "-j"])] = None,
-    output: Annotated[str | None, Parameter(name=["--output", "-o"])] = None,
+    jobs: typed.Annotated[int | None, typed.Parameter(name=["--jobs", "-j"])] = None,
+    output: typed.Annotated[str | None, typed.Parameter(name=["--output", "-o"])] = None,
     resume: bool = False,
     rerun_failed: bool = False,
-    orphans: Literal["wait", "rerun"] = "wait",
+    orphans: typed.Literal["wait", "rerun"] = "wait",
     retries: int = 0,
     retry_on: str = "exit,timeout,oom",
     fail_fast: bool = False,
     drain: bool = False,
     capture: str | None = None,
-    keep: Literal["all", "failed", "none"] | None = None,
+    keep: typed.Literal["all", "failed", "none"] | None = None,
     rm: bool = False,
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
+    quiet: typed.Annotated[bool, typed.Parameter(name=["--quiet", "-q"])] = False,
     rootfs: str | None = None,
-    env: Annotated[list[str] | None, Parameter(name=["--env", "-e"])] = None,
-    env_file: Annotated[list[str] | None, Parameter(name="--env-file")] = None,
-    workdir: Annotated[str | None, Parameter(name=["--workdir", "-w"])] = None,
-    user: Annotated[str | None, Parameter(name=["--user", "-u"])] = None,
+    env: typed.Annotated[list[str] | None, typed.Parameter(name=["--env", "-e"])] = None,
+    env_file: typed.Annotated[list[str] | None, typed.Parameter(name="--env-file")] = None,
+    workdir: typed.Annotated[str | None, typed.Parameter(name=["--workdir", "-w"])] = None,
+    user: typed.Annotated[str | None, typed.Parameter(name=["--user", "-u"])] = None,
     merge_output: bool = False,
     init: bool = False,
-    limits: LimitOptions | None = None,
+    limits: typed.LimitOptions | None = None,
     cgroup_parent: str | None = None,
-    oom_score_adj: Annotated[int | None, Parameter(allow_leading_hyphen=True)] = None,
+    oom_score_adj: typed.Annotated[int | None, typed.Parameter(allow_leading_hyphen=True)] = None,
     timeout: float | None = None,
     stop_signal: str | None = None,
     stop_timeout: float | None = None,
-    log_driver: Literal["file", "none"] | None = None,
+    log_driver: typed.Literal["file", "none"] | None = None,
     log_max_size: str | None = None,
     log_max_files: int | None = None,
 ) -> int:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Literal
 
-from cyclopts import Parameter
-
-from craterun.cli.limits import LimitOptions
+from craterun.cli import typed
 from craterun.core.errors import UsageError
 from craterun.core.limits import Limits
 from craterun.core.spec import HOST_ROOTFS, Spec
@@ -23,12 +20,12 @@ def bench(
     jobs: str = "1,2,4,8",
     rounds: int = 3,
     rootfs: str = HOST_ROOTFS,
-    limits: LimitOptions | None = None,
+    limits: typed.LimitOptions | None = None,
     compare: str | None = None,
     log_size: str = "128m",
-    form: Annotated[Literal["text", "json"], Parameter(name="--format")] = "text",
+    form: typed.Annotated[typed.Literal["text", "json"], typed.Parameter(name="--format")] = "text",
     plot: str | None = None,
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
+    quiet: typed.Annotated[bool, typed.Parameter(name=["--quiet", "-q"])] = False,
 ) -> int:
     """Measure this machine: containers per second, where the time of each goes, bytes into a log.
 

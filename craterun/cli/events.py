@@ -6,10 +6,8 @@ import os
 import stat
 import sys
 import time
-from typing import Annotated
 
-from cyclopts import Parameter
-
+from craterun.cli import typed
 from craterun.cli.output import complain
 from craterun.client.events import EventFeed
 from craterun.core.errors import UsageError
@@ -20,9 +18,9 @@ from craterun.state.store import default_root
 
 def events(
     *,
-    follow: Annotated[bool, Parameter(name=["--follow", "-f"])] = False,
+    follow: typed.Annotated[bool, typed.Parameter(name=["--follow", "-f"])] = False,
     json: bool = False,
-    conditions: Annotated[list[str] | None, Parameter(name="--filter")] = None,
+    conditions: typed.Annotated[list[str] | None, typed.Parameter(name="--filter")] = None,
     since: str | None = None,
     until: str | None = None,
 ) -> int:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from cyclopts import Parameter
-
+from craterun.cli import typed
 from craterun.cli.uninterrupted import uninterrupted
 from craterun.cli.window import default_term, our_window
 from craterun.core.execspec import ExecSpec
@@ -18,12 +15,12 @@ def execute(
     container: str,
     /,
     *command: str,
-    env: Annotated[list[str] | None, Parameter(name=["--env", "-e"])] = None,
-    workdir: Annotated[str | None, Parameter(name=["--workdir", "-w"])] = None,
-    user: Annotated[str | None, Parameter(name=["--user", "-u"])] = None,
-    interactive: Annotated[bool, Parameter(name=["--interactive", "-i"])] = False,
-    tty: Annotated[bool, Parameter(name=["--tty", "-t"])] = False,
-    detach: Annotated[bool, Parameter(name=["--detach", "-d"])] = False,
+    env: typed.Annotated[list[str] | None, typed.Parameter(name=["--env", "-e"])] = None,
+    workdir: typed.Annotated[str | None, typed.Parameter(name=["--workdir", "-w"])] = None,
+    user: typed.Annotated[str | None, typed.Parameter(name=["--user", "-u"])] = None,
+    interactive: typed.Annotated[bool, typed.Parameter(name=["--interactive", "-i"])] = False,
+    tty: typed.Annotated[bool, typed.Parameter(name=["--tty", "-t"])] = False,
+    detach: typed.Annotated[bool, typed.Parameter(name=["--detach", "-d"])] = False,
     timeout: float | None = None,
     stop_signal: str = "TERM",
     stop_timeout: float = 10.0,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Literal
-
-from cyclopts import Parameter
 
 from craterun import __version__
+from craterun.cli import typed
 from craterun.cli.output import table
 
 
-def info(*, form: Annotated[Literal["text", "json"], Parameter(name="--format")] = "text") -> int:
+def info(
+    *,
+    form: typed.Annotated[typed.Literal["text", "json"], typed.Parameter(name="--format")] = "text",
+) -> int:
     """Tell what this host can do for containers, and where it cannot, why.
 
     Parameters

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Annotated
 
-from cyclopts import Group, Parameter
-
+from craterun.cli import typed
 from craterun.core.limits import Limits
 from craterun.core.request import parse_limits
 
-_GROUP = Group("Limits", sort_key=10)
-# A negative number is a value, to be refused as one, and not an option.
-_Text = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
 
-
-@Parameter(name="*", group=_GROUP)
 @dataclass(frozen=True)
 class LimitOptions:
     """What was typed.
@@ -49,18 +42,25 @@ class LimitOptions:
         When memory runs out, kill the whole container and not just one process.
     """
 
-    memory: Annotated[_Text, Parameter(name=["--memory", "-m"])] = None
-    memory_swap: _Text = None
-    memory_reservation: _Text = None
-    pids: Annotated[_Text, Parameter(name=["--pids", "--pids-limit"])] = None
-    cpu: _Text = None
-    cpus: _Text = None
-    cpu_weight: _Text = None
-    cpuset_cpus: _Text = None
-    cpuset_mems: _Text = None
-    io_weight: _Text = None
+    # A negative number is a value, to be refused as one, and not an option.
+    memory: typed.Annotated[
+        str | None, typed.Parameter(name=["--memory", "-m"], allow_leading_hyphen=True)
+    ] = None
+    memory_swap: typed.Annotated[str | None, typed.Parameter(allow_leading_hyphen=True)] = None
+    memory_reservation: typed.Annotated[str | None, typed.Parameter(allow_leading_hyphen=True)] = (
+        None
+    )
+    pids: typed.Annotated[
+        str | None, typed.Parameter(name=["--pids", "--pids-limit"], allow_leading_hyphen=True)
+    ] = None
+    cpu: typed.Annotated[str | None, typed.Parameter(allow_leading_hyphen=True)] = None
+    cpus: typed.Annotated[str | None, typed.Parameter(allow_leading_hyphen=True)] = None
+    cpu_weight: typed.Annotated[str | None, typed.Parameter(allow_leading_hyphen=True)] = None
+    cpuset_cpus: typed.Annotated[str | None, typed.Parameter(allow_leading_hyphen=True)] = None
+    cpuset_mems: typed.Annotated[str | None, typed.Parameter(allow_leading_hyphen=True)] = None
+    io_weight: typed.Annotated[str | None, typed.Parameter(allow_leading_hyphen=True)] = None
     io_max: list[str] | None = None
-    oom_group: Annotated[bool | None, Parameter(negative="--no-oom-group")] = None
+    oom_group: typed.Annotated[bool | None, typed.Parameter(negative="--no-oom-group")] = None
 
     def parse(self) -> Limits:
         """The limits that they mean.

@@ -7,11 +7,9 @@ import select
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Annotated, Literal
+from typing import NamedTuple
 
-import msgspec
-from cyclopts import Parameter
-
+from craterun.cli import typed
 from craterun.cli.output import complain
 from craterun.core.errors import CraterunError, UsageError, printable
 from craterun.core.instants import parse_instant, rfc3339
@@ -28,12 +26,12 @@ _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 
 def logs(
     *containers: str,
-    follow: Annotated[bool, Parameter(name=["--follow", "-f"])] = False,
-    tail: Annotated[str, Parameter(name=["--tail", "-n"])] = "all",
+    follow: typed.Annotated[bool, typed.Parameter(name=["--follow", "-f"])] = False,
+    tail: typed.Annotated[str, typed.Parameter(name=["--tail", "-n"])] = "all",
     since: str | None = None,
     until: str | None = None,
-    timestamps: Annotated[bool, Parameter(name=["--timestamps", "-t"])] = False,
-    stream: Literal["stdout", "stderr"] | None = None,
+    timestamps: typed.Annotated[bool, typed.Parameter(name=["--timestamps", "-t"])] = False,
+    stream: typed.Literal["stdout", "stderr"] | None = None,
     merge: bool = False,
 ) -> int:
     """Print what containers wrote: stdout to stdout, stderr to stderr, byte for byte.
@@ -167,7 +165,7 @@ def _labels(containers: Sequence[str]) -> list[str]:
     return [f"{text:{width}} | " for text in texts] if len(texts) > 1 else [""]
 
 
-class _View(msgspec.Struct, frozen=True, kw_only=True):
+class _View(NamedTuple):
     """What is asked for."""
 
     lines: int | None

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
 
-from cyclopts import Parameter
-
+from craterun.cli import typed
 from craterun.cli.listing import require_some
 from craterun.cli.output import complain
 from craterun.cli.progress import Progress
@@ -46,8 +44,8 @@ def wait(*containers: str) -> int:
 
 def stop(
     *containers: str,
-    seconds: Annotated[float | None, Parameter(name=["--time", "-t"])] = None,
-    signal: Annotated[str | None, Parameter(name=["--signal", "-s"])] = None,
+    seconds: typed.Annotated[float | None, typed.Parameter(name=["--time", "-t"])] = None,
+    signal: typed.Annotated[str | None, typed.Parameter(name=["--signal", "-s"])] = None,
 ) -> int:
     """Ask containers to end, and kill those that have not ended in time. Prints their ids.
 
@@ -75,7 +73,8 @@ def stop(
 
 
 def kill(
-    *containers: str, signal: Annotated[str, Parameter(name=["--signal", "-s"])] = "KILL"
+    *containers: str,
+    signal: typed.Annotated[str, typed.Parameter(name=["--signal", "-s"])] = "KILL",
 ) -> int:
     """Send a signal to the first process of containers. Prints their ids.
 
@@ -137,7 +136,9 @@ def _for_each(containers: tuple[str, ...], action: Callable[[Store, str], str]) 
     return report(results)
 
 
-def rm(*containers: str, force: Annotated[bool, Parameter(name=["--force", "-f"])] = False) -> int:
+def rm(
+    *containers: str, force: typed.Annotated[bool, typed.Parameter(name=["--force", "-f"])] = False
+) -> int:
     """Remove containers with their logs. Prints their ids; each is judged on its own.
 
     Parameters

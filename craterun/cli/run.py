@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from typing import Annotated, Literal
 
-from cyclopts import Parameter
-
+from craterun.cli import typed
 from craterun.cli.cidfile import CidFile
 from craterun.cli.envfiles import read_env_files
-from craterun.cli.limits import LimitOptions
 from craterun.cli.uninterrupted import uninterrupted
 from craterun.cli.window import DEFAULT_WINDOW, default_term, our_window
 from craterun.core.errors import UsageError
@@ -29,28 +26,30 @@ def run(
     rootfs: str = HOST_ROOTFS,
     name: str | None = None,
     hostname: str | None = None,
-    env: Annotated[list[str] | None, Parameter(name=["--env", "-e"])] = None,
-    env_file: Annotated[list[str] | None, Parameter(name="--env-file")] = None,
-    workdir: Annotated[str, Parameter(name=["--workdir", "-w"])] = "/",
-    user: Annotated[str | None, Parameter(name=["--user", "-u"])] = None,
-    interactive: Annotated[bool, Parameter(name=["--interactive", "-i"])] = False,
-    tty: Annotated[bool, Parameter(name=["--tty", "-t"])] = False,
-    detach_keys: Annotated[str | None, Parameter(env_var="CRATERUN_DETACH_KEYS")] = None,
+    env: typed.Annotated[list[str] | None, typed.Parameter(name=["--env", "-e"])] = None,
+    env_file: typed.Annotated[list[str] | None, typed.Parameter(name="--env-file")] = None,
+    workdir: typed.Annotated[str, typed.Parameter(name=["--workdir", "-w"])] = "/",
+    user: typed.Annotated[str | None, typed.Parameter(name=["--user", "-u"])] = None,
+    interactive: typed.Annotated[bool, typed.Parameter(name=["--interactive", "-i"])] = False,
+    tty: typed.Annotated[bool, typed.Parameter(name=["--tty", "-t"])] = False,
+    detach_keys: typed.Annotated[
+        str | None, typed.Parameter(env_var="CRATERUN_DETACH_KEYS")
+    ] = None,
     merge_output: bool = False,
-    attach: Annotated[bool, Parameter(name=["--attach", "-a"])] = False,
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
-    detach: Annotated[bool, Parameter(name=["--detach", "-d"])] = False,
+    attach: typed.Annotated[bool, typed.Parameter(name=["--attach", "-a"])] = False,
+    quiet: typed.Annotated[bool, typed.Parameter(name=["--quiet", "-q"])] = False,
+    detach: typed.Annotated[bool, typed.Parameter(name=["--detach", "-d"])] = False,
     rm: bool = False,
     cidfile: str | None = None,
     init: bool = False,
-    limits: LimitOptions | None = None,
+    limits: typed.LimitOptions | None = None,
     cgroup_parent: str | None = None,
-    oom_score_adj: Annotated[int | None, Parameter(allow_leading_hyphen=True)] = None,
+    oom_score_adj: typed.Annotated[int | None, typed.Parameter(allow_leading_hyphen=True)] = None,
     timeout: float | None = None,
     stop_signal: str = "TERM",
     stop_timeout: float = 10.0,
     restart: str = "no",
-    log_driver: Literal["file", "none"] | None = None,
+    log_driver: typed.Literal["file", "none"] | None = None,
     log_max_size: str | None = None,
     log_max_files: int | None = None,
 ) -> int:

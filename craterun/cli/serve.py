@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
-from typing import Annotated
 
 import msgspec
-from cyclopts import Parameter
 
-from craterun.cli import thin
+from craterun.cli import thin, typed
 from craterun.core.errors import CraterunError, UsageError
 from craterun.core.spec import MAX_SECONDS
 from craterun.linux.calls import set_process_name
@@ -24,7 +22,7 @@ from craterun.state.store import default_root
 def serve(
     *,
     max_parallel_starts: int | None = None,
-    idle_exit: Annotated[float | None, Parameter(negative=())] = None,
+    idle_exit: typed.Annotated[float | None, typed.Parameter(negative=())] = None,
     leave_running: bool = False,
 ) -> int:
     """Stay, and make all other commands quick: they use a server whenever there is one.
@@ -56,7 +54,7 @@ def serve(
         from craterun.cli.warm import get_ready
 
         get_ready()  # before the fork, so that the memory is shared
-        pid, sock = spawn(Crew(_rehearse, _run, _learn))
+        pid, sock = spawn(Crew(_rehearse, _run))
     except BaseException:
         listener.close()
         raise
@@ -82,12 +80,6 @@ def _ready(listener: Listener) -> None:
 
 def _circumstances() -> Circumstances:
     return msgspec.convert(thin.circumstances(), Circumstances)
-
-
-def _learn(arguments: list[str]) -> None:
-    from craterun.cli.warm import learn
-
-    learn(arguments)
 
 
 def _rehearse() -> None:

@@ -7,11 +7,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import Annotated, Literal
 
 import msgspec
-from cyclopts import Parameter
 
+from craterun.cli import typed
 from craterun.cli.output import complain, shorten, table
 from craterun.cli.screen import Screen, can_draw
 from craterun.client.usage import StatsMonitor
@@ -33,9 +32,13 @@ Show = Callable[[list[Usage]], None]
 
 def stats(
     *containers: str,
-    stream: Annotated[bool, Parameter(negative=["--no-stream"], show_default=False)] = True,
+    stream: typed.Annotated[
+        bool, typed.Parameter(negative=["--no-stream"], show_default=False)
+    ] = True,
     interval: float = 1.0,
-    form: Annotated[Literal["table", "json"], Parameter(name="--format")] = "table",
+    form: typed.Annotated[
+        typed.Literal["table", "json"], typed.Parameter(name="--format")
+    ] = "table",
 ) -> int:
     """Show what containers use: CPU, memory, processes, I/O. Until interrupted, or all have ended.
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Literal
 
 import msgspec
-from cyclopts import Parameter
 
+from craterun.cli import typed
 from craterun.cli.output import shorten, table
 from craterun.client import processes
 from craterun.core.processes import ProcessInfo
@@ -20,7 +19,9 @@ _COMMAND_WIDTH = 60
 def top(
     container: str,
     *,
-    form: Annotated[Literal["table", "json"], Parameter(name="--format")] = "table",
+    form: typed.Annotated[
+        typed.Literal["table", "json"], typed.Parameter(name="--format")
+    ] = "table",
 ) -> int:
     """List the processes in a container, also those that exec started, the oldest first.
 

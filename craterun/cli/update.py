@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from craterun.cli.limits import LimitOptions
+from craterun.cli import typed
 from craterun.cli.listing import require_some
 from craterun.cli.manage import report
 from craterun.client.update import update as update_one
@@ -11,7 +11,7 @@ from craterun.core.limits import Limits
 from craterun.state.store import Store, default_root
 
 
-def update(*containers: str, limits: LimitOptions | None = None) -> int:
+def update(*containers: str, limits: typed.LimitOptions | None = None) -> int:
     """Change the limits of running containers. Prints their ids.
 
     Limits that are not named stay as they are. Each container gets all of the new ones or, if one

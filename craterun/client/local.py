@@ -13,9 +13,8 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-import msgspec
-
-from craterun.client import pausing
+from craterun.client import observing, pausing
+from craterun.client.observing import Observation
 from craterun.core.cgroups import possible_paths
 from craterun.core.errors import (
     ContainerNotRunningError,
@@ -31,7 +30,7 @@ from craterun.linux import cgroup, host
 from craterun.linux.fd import Fd
 from craterun.linux.inotify import DirectoryWatch
 from craterun.linux.oom import is_process_doomed
-from craterun.linux.proc import is_alive, open_process, parse_state
+from craterun.linux.proc import open_process, parse_state
 from craterun.state.journal import note, signaled
 from craterun.state.removed import find_removed
 from craterun.state.restart import request_end
@@ -41,53 +40,12 @@ KILL_SECONDS = 10.0
 """How long a killed process may take to disappear before it counts as stuck."""
 
 
-class Observed(msgspec.Struct, frozen=True):
-    """A record compared with reality.
-
-    :ivar lost: it says created or running, but nobody supervises it and its process is gone:
-        supervisor and keeper were killed, or the machine restarted
-    :ivar paused: its processes are stopped; the kernel is asked, since the record belongs to the
-        supervisor, and whoever pauses is another process
-    """
-
-    record: Record
-    lost: bool
-    paused: bool = False
-
-    @property
-    def running(self) -> bool:
-        """Whether its first process is alive, or about to be; a paused one is."""
-        return not self.lost and self.record.status is not State.STOPPED
-
-    @property
-    def status(self) -> str:
-        """As `ps` shows it: ``running``, ``stopped (0)``, ``oom``, ``paused``, ``lost``, …"""
-        record = self.record
-        again = f", restarted {record.restarts}x" if record.restarts else ""
-        if self.lost:
-            return "lost"
-        if record.status is not State.STOPPED:
-            return str(State.PAUSED if self.paused else record.status) + again
-        if record.init_oom_killed:
-            return f"oom{again}"
-        return f"stopped ({'?' if record.exit_code is None else record.exit_code}){again}"
+Observed = Observation[Record]
 
 
 def observe(store: Store, record: Record) -> Observed:
     """Compare ``record`` with the processes that exist."""
-    if record.status is State.STOPPED:
-        return Observed(record, lost=False)
-    if record.process is not None and is_alive(record.process):
-        return Observed(record, lost=False, paused=pausing.is_paused(record))
-    if store.is_locked(record.id):
-        # Not started yet, or ended and about to be recorded: for a moment, the record is right.
-        return Observed(record, lost=False)
-    try:
-        # The supervisor may have written the end between our reading and our look at the lock.
-        record = store.load(record.id)
-    except CraterunError:
-        return Observed(record, lost=True)
-    return Observed(record, lost=record.status is not State.STOPPED)
+    return observing.observe(store, record, store.load)
 
 
 def running_process(store: Store, text: str) -> tuple[Record, Process]:

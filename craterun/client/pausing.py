@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from functools import cache
 
+from craterun.client.observing import hierarchies, placed
 from craterun.core.errors import (
     ContainerNotPausedError,
     ContainerNotRunningError,
@@ -19,30 +19,12 @@ from craterun.core.errors import (
     UnsupportedHostError,
 )
 from craterun.core.life import Record
-from craterun.core.spec import Hierarchy
-from craterun.linux import cgroup, freezer, host
+from craterun.linux import cgroup, freezer
 from craterun.linux.freezer import Freezer
-from craterun.linux.placement import Placement, locate
 from craterun.linux.proc import parse_state
 
 FREEZE_SECONDS = 10.0
 """How long the processes of a container may take to stop, or to go on."""
-
-
-@cache
-def hierarchies() -> tuple[Hierarchy, ...]:
-    """Read once, since a list of containers asks for each of them."""
-    return host.hierarchies(host.mount_table())
-
-
-def placed(record: Record) -> Placement:
-    """The cgroups of a container: from the kernel, not from its record, which is a file."""
-    return locate(record.id, record.pid, hierarchies())
-
-
-def is_paused(record: Record) -> bool:
-    """Whether all processes of a running container are stopped."""
-    return freezer.is_frozen(placed(record))
 
 
 def pause(record: Record) -> None:

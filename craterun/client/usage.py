@@ -15,14 +15,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from craterun.client.local import observe, running_process
-from craterun.client.pausing import placed
+from craterun.client.observing import placed
 from craterun.core.errors import CraterunError
 from craterun.core.life import Process, Record
 from craterun.core.stats import Usage, cpu_nanoseconds, cpu_percent, figures
 from craterun.linux.fd import Fd
 from craterun.linux.meter import Meter
 from craterun.linux.proc import open_process
-from craterun.state.records import METADATA
+from craterun.state.glance import METADATA
 from craterun.state.store import Store
 
 

@@ -9,12 +9,12 @@ from craterun.core.errors import UsageError, printable
 
 _SECOND = 1_000_000_000
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-_AGO = re.compile(r"(?:\d{1,9}(?:\.\d{1,9})?[dhms])+\Z", re.ASCII)
-_PART = re.compile(r"(\d+(?:\.\d+)?)([dhms])", re.ASCII)
-_EPOCH = re.compile(r"(\d{1,11})(?:\.(\d{1,9}))?\Z", re.ASCII)
-_RFC3339 = re.compile(
-    r"(\d{4}-\d\d-\d\d)(?:[Tt ](\d\d:\d\d(?::\d\d)?)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)?)?\Z",
-    re.ASCII,
+# Compiled at their first use: most commands know no time.
+_AGO = r"(?:\d{1,9}(?:\.\d{1,9})?[dhms])+\Z"
+_PART = r"(\d+(?:\.\d+)?)([dhms])"
+_EPOCH = r"(\d{1,11})(?:\.(\d{1,9}))?\Z"
+_RFC3339 = (
+    r"(\d{4}-\d\d-\d\d)(?:[Tt ](\d\d:\d\d(?::\d\d)?)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)?)?\Z"
 )
 _START = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -25,12 +25,14 @@ def parse_instant(text: str, now: int) -> int:
     :param now: nanoseconds since the epoch
     :raises UsageError: it is none of these
     """
-    if _AGO.match(text):
-        parts = ((float(number), _UNITS[unit]) for number, unit in _PART.findall(text))
+    if re.match(_AGO, text, re.ASCII):
+        parts = (
+            (float(number), _UNITS[unit]) for number, unit in re.findall(_PART, text, re.ASCII)
+        )
         return now - round(sum(number * unit for number, unit in parts) * _SECOND)
-    if match := _EPOCH.match(text):
+    if match := re.match(_EPOCH, text, re.ASCII):
         return int(match[1]) * _SECOND + _fraction(match[2])
-    if match := _RFC3339.match(text):
+    if match := re.match(_RFC3339, text, re.ASCII):
         day, clock, fraction, zone = match.groups()
         try:
             zone = "+00:00" if zone in ("Z", "z") else zone or ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Annotated
 
 import msgspec
@@ -11,25 +10,16 @@ import msgspec
 from craterun.core.logoptions import LogOptions
 from craterun.core.phases import Phases
 from craterun.core.restart import RestartPolicy
+from craterun.core.states import Process, State
 from craterun.core.units import signal_name
+
+__all__ = ["FORMAT", "ExitStatus", "Instant", "Process", "Record", "State", "may_follow"]
 
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 """A time that says which time zone it is in."""
 
 FORMAT = 1
 """Version of metadata.json; a reader refuses a higher one."""
-
-
-class State(StrEnum):
-    """The OCI runtime-spec's states, with ``paused`` and ``restarting`` (between two
-    lives) as docker has them.
-    """
-
-    CREATED = "created"
-    RUNNING = "running"
-    PAUSED = "paused"
-    RESTARTING = "restarting"
-    STOPPED = "stopped"
 
 
 _NEXT = {
@@ -69,19 +59,6 @@ class ExitStatus(msgspec.Struct, frozen=True):
         if self.signal is not None:
             return f"killed by {signal_name(self.signal)}"
         return "unknown exit code" if self.exit_code is None else f"exit code {self.exit_code}"
-
-
-class Process(msgspec.Struct, frozen=True):
-    """One process, named so that a reused pid is told apart.
-
-    :ivar pid: in the host's pid namespace
-    :ivar start_time: field 22 of /proc/PID/stat, clock ticks since boot
-    :ivar boot_id: /proc/sys/kernel/random/boot_id of the boot it ran in
-    """
-
-    pid: int
-    start_time: int
-    boot_id: str
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
@@ -152,6 +129,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
         if self.pid is None or self.start_time is None or self.boot_id is None:
             return None
         return Process(self.pid, self.start_time, self.boot_id)
+
+    @property
+    def log_driver(self) -> str:
+        """How its output is kept, `core.logoptions.LogOptions.driver`."""
+        return self.log.driver
 
     @property
     def short_id(self) -> str:

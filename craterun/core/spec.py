@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
 from craterun.core.capabilities import CAPABILITIES, DEFAULT_CAPABILITIES
 from craterun.core.errors import UsageError, printable
+from craterun.core.hierarchy import Hierarchy
 from craterun.core.limits import Limits
 from craterun.core.logoptions import LogOptions
 from craterun.core.restart import Condition, RestartPolicy
 from craterun.core.units import argument_bytes, parse_env, parse_hostname, parse_name
+
+__all__ = [
+    "DEFAULT_PATH",
+    "HOST_ROOTFS",
+    "MAX_ARGUMENT_BYTES",
+    "MAX_SECONDS",
+    "Hierarchy",
+    "HostFacts",
+    "Identity",
+    "RootDirectory",
+    "Spec",
+    "check_process",
+    "check_window",
+    "parse_cgroup_parent",
+]
 
 HOST_ROOTFS = "host"
 """The built-in rootfs: the host's /usr read-only, everything else fresh (`core.hostroot`)."""
@@ -145,28 +159,6 @@ def parse_cgroup_parent(text: str) -> str:
             "hierarchy, without . and .."
         )
     return "/".join(parts)
-
-
-class Hierarchy(msgspec.Struct, frozen=True):
-    """One mounted cgroup hierarchy (cgroups(7)).
-
-    :ivar version: 1 or 2
-    :ivar controllers: the controllers it serves; of version 2, those it offers to its children
-    :ivar mountpoint: where it is mounted
-    :ivar base: the cgroup that was delegated to us, as in ``/user.slice/x.scope``; "" for the whole
-    :ivar parent: below it, what containers are put under
-    """
-
-    version: Literal[1, 2]
-    controllers: tuple[str, ...]
-    mountpoint: str
-    base: str = ""
-    parent: str = "craterun"
-
-    @property
-    def top(self) -> str:
-        """The directory that is ours to make cgroups in."""
-        return self.mountpoint + self.base
 
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):

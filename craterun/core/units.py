@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 from craterun.core.errors import UsageError, printable
 
 ID_LENGTH = 16
-_ID = re.compile(r"[0-9a-f]{16}\Z")
-_ID_PREFIX = re.compile(r"[0-9a-f]{1,16}\Z")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
-_ENV_NAME = re.compile(r"[^=\0]+\Z")
-_SIZE = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,20}))?(?:([kmgtp]?)(i?)b?)?\Z", re.IGNORECASE)
+# Compiled at their first use, and remembered by `re`: few commands need them all.
+_ID = r"[0-9a-f]{16}\Z"
+_ID_PREFIX = r"[0-9a-f]{1,16}\Z"
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z"
+_ENV_NAME = r"[^=\0]+\Z"
+_SIZE = r"([0-9]{1,20})(?:\.([0-9]{1,20}))?(?:([kmgtp]?)(i?)b?)?\Z"
 MAX_BYTES = (1 << 63) - 1 - (1 << 16)
 """The largest size: a little less than what the kernel takes for "no limit" with any page size."""
 _BYTE_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -33,17 +34,17 @@ def new_id() -> str:
 
 def is_id(text: str) -> bool:
     """Whether ``text`` has the form of a whole container id."""
-    return _ID.match(text) is not None
+    return re.match(_ID, text) is not None
 
 
 def is_id_prefix(text: str) -> bool:
     """Whether ``text`` could begin a container id."""
-    return _ID_PREFIX.match(text) is not None
+    return re.match(_ID_PREFIX, text) is not None
 
 
 def is_name(text: str) -> bool:
     """Whether ``text`` has the form of a container's name."""
-    return _NAME.match(text) is not None
+    return re.match(_NAME, text) is not None
 
 
 def parse_name(text: str) -> str:
@@ -94,7 +95,7 @@ def argument_bytes(text: str) -> bytes:
 def parse_env(text: str) -> tuple[str, str]:
     """Split ``K=V``. The value may be empty and may contain further equals signs."""
     key, equals, value = text.partition("=")
-    if not equals or not _ENV_NAME.match(key):
+    if not equals or not re.match(_ENV_NAME, key):
         raise UsageError(f"invalid environment entry {printable(text)!r}: write it as KEY=VALUE")
     argument_bytes(text)
     return key, value
@@ -158,7 +159,7 @@ def parse_bytes(text: str, what: str) -> int:
     shown = printable(text[:40])
     if text[:1] == "-" and text[1:2].isdigit():
         raise UsageError(f"{what} {shown!r} is negative; write max for no limit")
-    match = _SIZE.match(text)
+    match = re.match(_SIZE, text, re.IGNORECASE)
     if match is None or (match[4] and not match[3]):
         raise UsageError(
             f"{what} {shown!r} is not a size: write bytes, or a number with k, m, g, t or p, "

@@ -44,9 +44,7 @@ def below(parent: str, host: HostFacts) -> HostFacts:
             raise UsageError(f"--cgroup-parent {printable(parent)}: {printable(place)} leads out")
     return msgspec.structs.replace(
         host,
-        hierarchies=tuple(
-            msgspec.structs.replace(h, parent=path) if h in found else h for h in host.hierarchies
-        ),
+        hierarchies=tuple(h._replace(parent=path) if h in found else h for h in host.hierarchies),
     )
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
-import msgspec
-
-from craterun.core.spec import Hierarchy
+from craterun.core.hierarchy import Hierarchy
 from craterun.linux.proc import parse_cgroup
 
 
-class Placement(msgspec.Struct, frozen=True):
+class Placement(NamedTuple):
     """Directories that belong to one container alone.
 
     :ivar unified: in the version 2 hierarchy, or None
@@ -19,7 +19,7 @@ class Placement(msgspec.Struct, frozen=True):
     """
 
     unified: str | None = None
-    legacy: dict[str, str] = {}
+    legacy: Mapping[str, str] = MappingProxyType({})
 
 
 def locate(container_id: str, pid: int | None, hierarchies: Iterable[Hierarchy]) -> Placement:

@@ -6,15 +6,14 @@ import errno
 import os
 import select
 from functools import cache
+from typing import NamedTuple
 
-import msgspec
-
-from craterun.core.life import Process
+from craterun.core.states import Process
 
 _PF_EXITING = 0x4
 
 
-class Mount(msgspec.Struct, frozen=True):
+class Mount(NamedTuple):
     """One line of /proc/PID/mountinfo.
 
     :ivar device: ``MAJOR:MINOR`` of the filesystem

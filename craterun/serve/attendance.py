@@ -108,7 +108,6 @@ class Attendance:
         self._reply(frames.reply(frames.ACCEPTED))
         try:
             self._worker = await self._house.workers.take()
-            self._house.workers.note(self._hello.arguments)
         except SpawnerDiedError:
             return frames.reply(frames.DECLINED, 1)
         reply = None

@@ -161,12 +161,10 @@ class Crew(NamedTuple):
     :ivar rehearse: called in each worker before it has a job: what it does then for the first time,
         and above all what memory it touches, takes no time later
     :ivar run: called in each worker with the command line's arguments; returns the exit code
-    :ivar learn: called in the spawner with arguments that come again and again
     """
 
     rehearse: Callable[[], None]
     run: Callable[[list[str]], int]
-    learn: Callable[[list[str]], None]
 
 
 def spawn(crew: Crew) -> tuple[int, socket.socket]:
@@ -211,10 +209,8 @@ class _Spawner:
             for fd, _ in self._poll.poll():
                 if fd != self._socket.fileno():
                     self._reap(fd)
-                elif not (data := self._socket.recv(MESSAGE_BYTES)):
+                elif not self._socket.recv(MESSAGE_BYTES):
                     os._exit(0)  # the kernel kills the workers: PR_SET_PDEATHSIG
-                elif words := msgspec.msgpack.decode(data, type=list[bytes]):
-                    self._crew.learn([os.fsdecode(word) for word in words])
                 else:
                     self._fork()
 

@@ -7,7 +7,6 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 
 import msgspec
 import trio
@@ -20,8 +19,7 @@ from craterun.serve.hello import BrokenClientError, Incoming
 from craterun.serve.jobs import MESSAGE_BYTES, Born, Ended, FromSpawner, FromWorker
 
 _READY = 2
-_FORK = msgspec.msgpack.encode([])
-_MAX_KNOWN = 1024
+_FORK = b"fork"
 _MAX_MESSAGE_BYTES = 2 * frames.MAX_HELLO_BYTES
 _spawner_decoder = msgspec.msgpack.Decoder(FromSpawner)
 _worker_decoder = msgspec.msgpack.Decoder(FromWorker)
@@ -97,7 +95,6 @@ class Workers:
         self._ready: deque[Worker] = deque()
         self._alive: dict[int, Worker] = {}
         self._ordered = 0
-        self._known: dict[bytes, bool] = {}
         self._news = trio.lowlevel.ParkingLot()
         self.dead = False
 
@@ -125,19 +122,6 @@ class Workers:
         for _ in range(_READY - len(self._ready) - self._ordered):
             if not self.dead:
                 self._order()
-
-    def note(self, arguments: list[bytes]) -> None:
-        """A command line has come. Those that come again, workers to come will know by heart."""
-        words = arguments[: arguments.index(b"--") + 1] if b"--" in arguments else arguments
-        key = b"\0".join(words)
-        if len(key) > MESSAGE_BYTES // 2 or self._known.get(key):
-            return
-        if key in self._known:
-            with suppress(OSError):  # the spawner is busy, or dead
-                self._socket.send(msgspec.msgpack.encode(words), socket.MSG_NOSIGNAL)
-        elif len(self._known) >= _MAX_KNOWN:
-            self._known.clear()
-        self._known[key] = key in self._known
 
     def _order(self) -> None:
         if self.dead:

@@ -17,8 +17,8 @@ import msgspec
 
 from craterun.core.errors import StateError, printable
 from craterun.core.life import Instant
+from craterun.state.glance import LIMITS
 
-LIMITS = "limits.json"
 _TEMPORARY = ".limits.json.new"
 _LOCK = ".limits.lock"
 _MAX_BYTES = 1024 * 1024

@@ -25,8 +25,7 @@ import re
 import struct
 from collections.abc import Iterator
 from enum import IntEnum
-
-import msgspec
+from typing import NamedTuple
 
 ENTRY = struct.Struct("<QQIBB2x")
 INDEX = "log.index"
@@ -67,7 +66,7 @@ MARKS_BYTES = 2 * ENTRY.size
 """What an index with marks begins with."""
 
 
-class IndexEntry(msgspec.Struct, frozen=True):
+class IndexEntry(NamedTuple):
     """One chunk as it was read.
 
     :ivar time_ns: nanoseconds since the epoch, u64

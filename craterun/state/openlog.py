@@ -6,7 +6,7 @@ import os
 
 from craterun.core.errors import CraterunError, NoSuchContainerError, StateError
 from craterun.state import readers
-from craterun.state.records import METADATA
+from craterun.state.glance import METADATA
 from craterun.state.store import Store, is_supervised
 
 
@@ -47,10 +47,10 @@ class OpenLog:
 
     def _check_driver(self) -> None:
         try:
-            record = self._store.load(self.id)
+            record = self._store.look(self.id)
         except (StateError, NoSuchContainerError):
             return  # the log may be there all the same
-        if record.log.driver == "none":
+        if record.log_driver == "none":
             raise CraterunError(
                 f"container {self.id} keeps no log (it was run with --log-driver none)"
             )

@@ -11,9 +11,9 @@ import msgspec
 
 from craterun.core.errors import StateError, printable
 from craterun.core.life import FORMAT, Record
+from craterun.state.glance import METADATA
 from craterun.state.limits import read_limits
 
-METADATA = "metadata.json"
 _TEMPORARY = ".metadata.json.new"
 FILE_NAMES = (METADATA, _TEMPORARY)
 """Every file of a container's folder that this module makes."""

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import msgspec
@@ -24,6 +23,8 @@ def write_spec(directory: int, spec: Spec) -> None:
 
     :raises OSError: the disk is full, or the like
     """
+    import json  # which containers that are started once do without
+
     fd = os.open(SPEC, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
     with open(fd, "w") as file:
         json.dump(msgspec.to_builtins(spec), file)
@@ -34,6 +35,8 @@ def read_spec(directory: int) -> Spec:
 
     :raises StateError: it is gone or damaged
     """
+    import json
+
     try:
         fd = os.open(SPEC, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         with open(fd) as file:

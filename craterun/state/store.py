@@ -19,8 +19,9 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from craterun.core.errors import (
     AmbiguousIdError,
@@ -29,11 +30,17 @@ from craterun.core.errors import (
     StateError,
     printable,
 )
-from craterun.core.life import Record
 from craterun.core.units import is_id, is_id_prefix, is_name
 from craterun.state import readers
-from craterun.state.records import FILE_NAMES, read_record, write_record
+from craterun.state.glance import look
 
+if TYPE_CHECKING:
+    from craterun.core.life import Record
+    from craterun.state.glance import Glance
+
+    Known = Record | Glance
+
+T = TypeVar("T")
 _NAMES = ".names"
 _MAKING_SECONDS = 1.0
 _NO_ROOM_HERE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -51,6 +58,13 @@ def default_root() -> str:
     if os.geteuid() == 0:
         return SYSTEM_ROOT
     return os.path.expanduser("~/.craterun")
+
+
+class Damaged(NamedTuple):
+    """A container whose record cannot be read, and why."""
+
+    container_id: str
+    error: StateError
 
 
 class Store:
@@ -73,6 +87,8 @@ class Store:
         :raises StateError: the state directory cannot be written to
         :raises OSError: this process has no descriptor or memory left for it
         """
+        from craterun.state.records import write_record
+
         path = self.path(record.id)
         fd, made = -1, False
         try:
@@ -148,18 +164,29 @@ class Store:
                 f"cannot read {printable(self.root)}: {os.strerror(error.errno or 0)}"
             ) from error
 
-    def records(self) -> Iterator[Record | tuple[str, StateError]]:
+    def records(self) -> Iterator[Record | Damaged]:
+        """Every readable record; for an unreadable one its id and what is wrong with it. Of which
+        containers: see `glances`.
+        """
+        from craterun.state.records import read_record
+
+        yield from self._read_all(read_record)
+
+    def glances(self) -> Iterator[Known | Damaged]:
         """Every readable record; for an unreadable one its id and what is wrong with it.
 
         A folder without a record whose lock is held is just being made, and left out; so is one
         that is so young that its maker may be about to lock it.
         """
+        yield from self._read_all(look)
+
+    def _read_all(self, read: Callable[[str, str], T]) -> Iterator[T | Damaged]:
         for container_id in self.ids():
             try:
-                yield read_record(self.path(container_id), container_id)
+                yield read(self.path(container_id), container_id)
             except FileNotFoundError:
                 if self._age(container_id) > _MAKING_SECONDS and not self.is_locked(container_id):
-                    yield (
+                    yield Damaged(
                         container_id,
                         StateError(
                             f"{printable(self.path(container_id))} has no metadata.json; "
@@ -167,7 +194,7 @@ class Store:
                         ),
                     )
             except StateError as error:
-                yield container_id, error
+                yield Damaged(container_id, error)
 
     def resolve(self, text: str) -> str:
         """The id that ``text`` means: a whole id, a name, or a prefix that only one id has.
@@ -201,8 +228,17 @@ class Store:
         :raises StateError: it is damaged
         :raises NoSuchContainerError: it has gone meanwhile
         """
+        from craterun.state.records import read_record
+
+        return self._read(read_record, container_id)
+
+    def look(self, container_id: str) -> Known:
+        """The same, or as much of it as lists show."""
+        return self._read(look, container_id)
+
+    def _read(self, read: Callable[[str, str], T], container_id: str) -> T:
         try:
-            return read_record(self.path(container_id), container_id)
+            return read(self.path(container_id), container_id)
         except FileNotFoundError:
             if self._exists(container_id):
                 raise StateError(
@@ -324,6 +360,8 @@ def _unlink(path: str) -> None:
 
 def _discard(path: str) -> None:
     """Remove a folder that was just made, without needing a descriptor: there may be none left."""
+    from craterun.state.records import FILE_NAMES
+
     for name in FILE_NAMES:
         with suppress(OSError):
             os.unlink(os.path.join(path, name))

@@ -34,7 +34,7 @@ def facts() -> Iterator[HostFacts]:
         here = f"{real.mountpoint}/{mine}"
         if any(path.startswith(f"{real.top}/") for path in used):
             os.mkdir(here)
-            found.append(msgspec.structs.replace(real, mountpoint=here))
+            found.append(real._replace(mountpoint=here))
     yield msgspec.structs.replace(REAL, hierarchies=tuple(found))
     assert cgroup.remove([hierarchy.mountpoint for hierarchy in found]) == []
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from craterun.core.life import Process
@@ -81,13 +80,13 @@ def test_a_zombie_is_dead() -> None:
 def test_a_reused_pid_is_not_taken_for_the_process(later: int) -> None:
     with parked() as pid:
         process = named(pid)
-        refuse(msgspec.structs.replace(process, start_time=process.start_time + later))
+        refuse(process._replace(start_time=process.start_time + later))
         assert is_alive(process)
 
 
 @pytest.mark.parametrize("other", ["", "00000000-0000-4000-8000-000000000000", "\0"])
 def test_a_process_of_another_boot_is_gone(other: str) -> None:
-    refuse(msgspec.structs.replace(named(os.getpid()), boot_id=other))
+    refuse(named(os.getpid())._replace(boot_id=other))
 
 
 @pytest.mark.parametrize("left", [0, 1])

@@ -124,16 +124,6 @@ def test_a_keeper_imports_nothing_that_every_clone_would_have_to_copy() -> None:
     assert not modules & HEAVY_FOR_A_KEEPER
 
 
-def test_the_version_is_told_without_importing_what_commands_need() -> None:
-    code = (
-        f"sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['craterun', '--version']\n"
-        "import runpy; runpy.run_module('craterun', run_name='__main__', alter_sys=True)"
-    )
-    modules = loaded(code)
-    assert "craterun" in modules
-    assert not modules & {"cyclopts", "trio", "msgspec", "anyio", "craterun.cli.app"}
-
-
 def test_commands_that_only_look_start_no_event_loop() -> None:
     commands = ("listing", "manage", "stats", "top")
     code = f"sys.path.insert(0, {str(ROOT)!r})\nimport " + ", ".join(

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from craterun.core.errors import StateError
 from craterun.core.life import FORMAT, Record, State
+from craterun.state.glance import METADATA
 from craterun.state.records import (
-    METADATA,
     encode_record,
     overwrite_record,
     read_record,
