@@ -72,6 +72,7 @@ def test_all_of_it_ends_when_somebody_insists(cli: Cli, live: Live) -> None:
 
 
 @pytest.mark.cgroup_v2
+@pytest.mark.no_server
 def test_all_of_it_ends_with_its_keeper_since_the_client_sees_to_it(cli: Cli, live: Live) -> None:
     running = spawn(cli, live)
     os.kill(running.keeper, signal.SIGKILL)
@@ -132,6 +133,7 @@ def test_what_is_left_behind_lives_on_and_is_the_containers(
 
 
 @everywhere
+@pytest.mark.no_server
 def test_what_forks_all_the_time_ends_with_its_client(cli: Cli, rootfs: Path, layout: str) -> None:
     with in_layout(cli, layout) as inside:
         live = inside.detach("--rootfs", str(rootfs), "--init", "--", *SLEEP)
@@ -176,7 +178,7 @@ def test_a_paused_container_pauses_its_execs_and_they_can_be_ended(
         if layout == "v1":  # which lets nothing that is frozen die
             running.process.wait()
             inside.ok("unpause", live.id)
-        for pid in (*running.pids, running.keeper):
+        for pid in (*running.pids, *running.own_keeper):
             wait_exit(pid)
         if layout != "v1":
             inside.ok("unpause", live.id)
