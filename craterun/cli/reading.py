@@ -96,13 +96,18 @@ class _Option:
         self.hyphen = hyphen
 
 
-class Options:
-    """Options by name, and what was given."""
+class Table:
+    """Options by name. Made once by a process that reads many command lines, and inherited by its
+    forks, as a server's workers are.
+
+    :ivar limits: the key of the option that stands for all limits
+    :ivar variables: environment variables that set an option
+    """
 
     def __init__(self, annotations: Mapping[str, str]) -> None:
         self.known: dict[str, _Option] = {}
-        self.given: dict[str, object] = {}
         self.limits: str | None = None
+        self.variables: list[str] = []
         for key, annotation in annotations.items():
             self._add(key, _evaluated(annotation))
 
@@ -113,8 +118,9 @@ class Options:
         if isinstance(kind, _Limits):
             self.limits = key
             return
-        if not details.keys() <= _UNDERSTOOD or _is_set(details.get("env_var")):
+        if not details.keys() <= _UNDERSTOOD:
             raise UnclearError
+        self.variables += _texts(details.get("env_var"))
         kind = _without_none(kind)
         names = _texts(details.get("name")) or [f"--{key.replace('_', '-')}"]
         constant = True if kind is bool else None
@@ -124,9 +130,23 @@ class Options:
         for name in _texts(details.get("negative")):
             self.known[name] = _Option(key, kind, False, hyphen)
 
+
+class Options:
+    """What was given of the options in a table.
+
+    :raises UnclearError: some of it by the environment
+    """
+
+    def __init__(self, table: Table) -> None:
+        self.given: dict[str, object] = {}
+        self.limits = table.limits
+        self._known = table.known
+        if table.variables and _is_any_set(table.variables):
+            raise UnclearError
+
     def find(self, name: str) -> _Option | None:
         """The option of this name."""
-        return self.known.get(name)
+        return self._known.get(name)
 
     def give(self, option: _Option, text: str | None) -> None:
         """Take a value; None: it is a flag.
@@ -144,6 +164,9 @@ class Options:
             raise UnclearError
         else:
             self.given[option.key] = value
+
+
+_tables: dict[object, Table] = {}
 
 
 def read(
@@ -182,7 +205,9 @@ def arranged(
     variable = code.co_varnames[end] if code.co_flags & _VARIABLE else None
     if code.co_flags & _VARIABLE_NAMED or function.__defaults__:
         raise UnclearError
-    own = Options({name: annotations[name] for name in options})
+    if (table := _tables.get(function)) is None:
+        table = _tables[function] = Table({name: annotations[name] for name in options})
+    own = Options(table)
     limits: Options | None = None
     positional: list[str] = []
     rest: list[str] | None = None
@@ -201,7 +226,7 @@ def arranged(
         name, equals, text = word.partition("=")
         holder, option = own, own.find(name)
         if option is None and own.limits is not None:
-            limits = limits or Options(_limit_annotations())
+            limits = limits or Options(_limit_table())
             holder, option = limits, limits.find(name)
         if option is None:
             if equals or word.startswith("--"):
@@ -232,10 +257,12 @@ def arranged(
     return positional, own.given
 
 
-def _limit_annotations() -> Mapping[str, str]:
+def _limit_table() -> Table:
     from craterun.cli.limits import LimitOptions
 
-    return LimitOptions.__annotations__
+    if (table := _tables.get(LimitOptions)) is None:
+        table = _tables[LimitOptions] = Table(LimitOptions.__annotations__)
+    return table
 
 
 def _give_flags(options: Options, word: str) -> None:
@@ -280,7 +307,7 @@ def _texts(names: object) -> list[str]:
     return list(names) if isinstance(names, (list, tuple)) else []
 
 
-def _is_set(variable: object) -> bool:
+def _is_any_set(variables: list[str]) -> bool:
     import os
 
-    return isinstance(variable, str) and variable in os.environ
+    return any(variable in os.environ for variable in variables)

@@ -177,10 +177,10 @@ def test_no_name_is_known_here_that_cyclopts_does_not_know(name: str) -> None:
     function = function_of(name)
     code = function.__code__
     own = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
-    options = reading.Options({key: function.__annotations__[key] for key in own})
+    options = reading.Table({key: function.__annotations__[key] for key in own})
     ours = set(options.known)
     if options.limits is not None:
-        ours |= set(reading.Options(LimitOptions.__annotations__).known)
+        ours |= set(reading.Table(LimitOptions.__annotations__).known)
     assert ours == theirs
 
 
