@@ -114,8 +114,6 @@ class Supervisor:
             self._services = None
             cgroup.remove_parents(self.facts)
 
-    # Ctrl-C, where a program leaves it to trio, is for the program and not for a container's task.
-    @trio.lowlevel.enable_ki_protection
     async def _host(self, leaving: trio.Event, task_status: TaskStatus[None]) -> None:
         """The containers' tasks, until the last one has ended after ``leaving``.
 
@@ -241,6 +239,8 @@ class Supervisor:
             await services.link.drop(launched)
             raise
 
+    # Ctrl-C, where a program leaves it to trio, is for the program and not for a container's task.
+    @trio.lowlevel.enable_ki_protection
     async def _look_after(self, container: Container) -> None:
         await look_after(container)
         self._containers.discard(container)
