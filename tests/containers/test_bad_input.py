@@ -37,6 +37,7 @@ def nothing_half_created(cli: Cli) -> Iterator[None]:
 # --- not root -------------------------------------------------------------------------------------
 
 
+@pytest.mark.no_server
 @pytest.mark.parametrize("command", [("run", "--", "true"), ("run", "-d", "--", "true")])
 def test_without_root_and_without_a_way_to_be_it_is_refused(
     command: tuple[str, ...], cli: Cli

@@ -73,7 +73,7 @@ def test_many_short_runs_are_followed_to_their_ends_every_time(
     state_root: Path, rootfs: Path
 ) -> None:
     """CRATERUN_LOG_RUNS says how many: begun before, amid or after the end, with --rm or not."""
-    state_root.mkdir()
+    state_root.mkdir(exist_ok=True)
     finished = subprocess.run(
         [sys.executable, "-m", "tests.containers.many_followers", state_root, rootfs, str(RUNS)],
         stdout=subprocess.PIPE,
@@ -110,6 +110,7 @@ def test_a_follower_whose_reader_has_left_does_not_wait_for_the_next_line(
     assert process.wait(helpers.PATIENCE_SECONDS) == 141
 
 
+@pytest.mark.no_server
 def test_followers_end_when_supervisor_and_keeper_are_killed(cli: Cli, rootfs: Path) -> None:
     live = cli.detach(*sh(rootfs, "echo first; exec sleep 1000000"))
     process = cli.start("logs", "-f", live.id)
@@ -125,6 +126,7 @@ def test_followers_end_when_supervisor_and_keeper_are_killed(cli: Cli, rootfs: P
     wait_exit(live.pid)
 
 
+@pytest.mark.no_server
 def test_a_follower_goes_on_when_a_successor_takes_over(
     cli: Cli, rootfs: Path, make_gate: MakeGate
 ) -> None:
@@ -149,6 +151,7 @@ def test_a_follower_goes_on_when_a_successor_takes_over(
     assert process.wait() == 0
 
 
+@pytest.mark.no_server
 def test_follower_and_log_agree_when_the_writer_is_killed_while_it_writes(
     cli: Cli, rootfs: Path, make_gate: MakeGate
 ) -> None:
@@ -210,6 +213,7 @@ def test_a_follower_reads_to_the_end_what_removed_itself_meanwhile(
     assert not (cli.state_root / ".trash").exists()
 
 
+@pytest.mark.no_server
 def test_what_a_killed_follower_left_goes_with_the_next_removal(cli: Cli, rootfs: Path) -> None:
     live = cli.detach(*sh(rootfs, "echo first; exec sleep 1000000"))
     followers = [cli.start("logs", "-f", live.id) for _ in range(2)]
