@@ -8,10 +8,13 @@ while they are short-lived, or quiet, comes by a callback; what is worth a task 
 
 from __future__ import annotations
 
+import logging
 import select
 from collections.abc import Callable
 
 import trio
+
+logger = logging.getLogger("craterun")
 
 
 class Readiness:
@@ -20,7 +23,12 @@ class Readiness:
     def __init__(self) -> None:
         self._set: select.epoll | None = None
         self._callbacks: dict[int, Callable[[], None]] = {}
-        self._called = trio.Event()
+        self._opened = trio.Event()
+
+    def _open(self) -> None:
+        if self._set is None:
+            self._set = select.epoll()
+            self._opened.set()
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Call ``callback`` on the event loop, again and again as long as ``fd`` is readable. It
@@ -29,9 +37,8 @@ class Readiness:
 
         :raises OSError: this process has no descriptor or memory left for it
         """
-        if self._set is None:
-            self._set = select.epoll()
-            self._called.set()
+        self._open()
+        assert self._set is not None
         self._set.register(fd, select.EPOLLIN)
         self._callbacks[fd] = callback
 
@@ -43,7 +50,12 @@ class Readiness:
 
     async def serve(self) -> None:
         """Until cancelled."""
-        await self._called.wait()
+        try:
+            self._open()
+        except OSError as error:
+            # Out of descriptors: perhaps there are some when somebody has something to watch.
+            logger.debug("no epoll set yet: %s", error)
+            await self._opened.wait()
         assert self._set is not None
         callbacks = self._callbacks
         try:
