@@ -221,15 +221,17 @@ class Crowd:
                 more = script is not None
                 if script is not None:
                     _go_on(script, running, wrong)
+            moved = False
             for script, wait in list(running.items()):
                 try:
                     if wait.is_over():
+                        moved = True  # what it waits for next may have come already
                         _go_on(script, running, wrong)
                 except StuckError as error:
                     wrong.append(str(error))
                     script.close()
                     del running[script]
-            if len(running) == concurrency or not more:
+            if not moved and (len(running) == concurrency or not more):
                 self._turn(running)
 
     def _turn(self, running: dict[Script, Wait]) -> None:
