@@ -35,6 +35,8 @@ from craterun.core.restart import Condition, RestartPolicy
 from craterun.supervisor.link import KeeperLink
 
 WARM_UP = 100
+IDLE_SECONDS = 15.0
+"""A thread of trio's ends when it had nothing to do for 10 s; a busy moment needs more of them."""
 SLEEP = ("/bin/sleep", "1000000")
 MEMORY = 8 * 2**20
 
@@ -214,9 +216,17 @@ class Soak:
             for _ in range(concurrency):
                 nursery.start_soon(worker)
 
-    async def held(self) -> dict[str, int]:
-        """What both processes hold, when nothing runs."""
+    async def held(self, before: dict[str, int] | None = None) -> dict[str, int]:
+        """What both processes hold, when nothing runs.
+
+        :param before: of threads, wait until there are no more than these, for a while
+        """
         await trio.testing.wait_all_tasks_blocked(0.1)
+        if before is not None:
+            with trio.move_on_after(IDLE_SECONDS):
+                # The kernel tells nobody of the end of a thread.
+                while len(os.listdir("/proc/self/task")) > before["supervisor threads"]:  # noqa: ASYNC110
+                    await trio.sleep(0.2)
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # what is free, but kept by the C library, is no leak
         found = {}
@@ -261,7 +271,7 @@ async def soak(
             first = tracemalloc.take_snapshot()
         begin = time.perf_counter()
         await run.many(count // 2, concurrency)
-        halfway = await run.held()
+        halfway = await run.held(before)
         await run.many(count - count // 2, concurrency)
         seconds = time.perf_counter() - begin
         if trace:
@@ -272,7 +282,7 @@ async def soak(
                 for stat in grown[:12]
             ]
             tracemalloc.stop()
-        after = await run.held()
+        after = await run.held(before)
     report |= {
         "seconds": seconds, "kinds": run.kinds, "wrong": run.wrong, "before": before,
         "halfway": halfway, "after": after, "ids": run.ids.hex(" ", 8).split(),

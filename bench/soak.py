@@ -1,12 +1,17 @@
 """Twenty thousand containers through one supervisor: is everything what it was, and all right?
 
-    python bench/soak.py [--count N] [--concurrency N] [--seed S] [--shared] [--trace] [--json FILE]
+    python bench/soak.py [--through {library,serve}] [--count N] [--concurrency N] [--seed S]
+                         [--shared] [--trace] [--json FILE]
 
-A mixture (bench/_craterun_soak.py): containers that end well, fail, are killed, run out of memory,
-into their timeout, write much, are restarted, get input, a terminal, a reader or a further command,
-or cannot be started.  Every result is checked.  At the end descriptors, threads and children of
-supervisor and keeper must be what they were after the first hundred, their memory about what it was
-after half of all, and on the host no process, mount, cgroup, network namespace or file may be left.
+Through the library, a mixture of containers (bench/_craterun_soak.py) that end well, fail, are
+killed, run out of memory, into their timeout, write much, are restarted, get input, a terminal, a
+reader or a further command, or cannot be started.  Through one server (`craterun serve`), another
+mixture, with clients of the command line (bench/_craterun_soak_serve.py), of which some are killed,
+too; in the end `craterun shutdown`.  Every result is checked.  At the end descriptors, threads and
+children of supervisor, keeper and spawner must be what they were after the first hundred, their
+memory (PSS) about what it was after half of all, and on the host no process, mount, cgroup, network
+namespace or file may be left.  Nobody can have a server give back what its allocator keeps, as is
+done with the library before its memory is looked at; the tolerance is the same.
 Exits with 1 if anything differs.  Needs root.
 """
 
@@ -18,6 +23,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 # Run as a file: the modules beside it are found, and this checkout's craterun.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -31,15 +37,21 @@ from bench.ground import (
     tmpfs_place,
 )
 from bench.peers import HERE, craterun_env
+from bench.soakserve import served_soak
 from craterun.bench.ground import hierarchies
 
 MEMORY_BYTES = 2 * 2**20
 """By so much each may have grown in the second half: allocators keep what a peak has taken."""
+_KEPT = ((".names",), (".trash",), (".removed",), (".removed.old",))
+"""In a state directory without containers; the last two never get large."""
+_COMMANDS = ("sleep", "tail")
+"""Of containers, those that would stay."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="many containers through one supervisor")
+    parser.add_argument("--through", choices=("library", "serve"), default="library")
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--concurrency", type=int, default=12)
     parser.add_argument("--seed", type=int, default=1)
@@ -50,7 +62,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--trace", action="store_true", help="tell what holds memory (slow)")
     parser.add_argument("--json", type=Path, help="write the whole report to this file")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.trace and options.through == "serve":
+        parser.error("--trace looks into the library, not into a server")
+    return options
 
 
 def look(place: Path, *, shared: bool) -> dict[str, set[str]]:
@@ -64,7 +79,7 @@ def look(place: Path, *, shared: bool) -> dict[str, set[str]]:
         "network namespaces": set(_links(f"/proc/{pid}/ns/net" for pid in pids)),
         "cgroups": {str(path) for top in hierarchies() for path in (top / "craterun").glob("*")},
         "processes": {
-            pid for pid in pids if _comm(pid) in ("craterun-keeper", "craterun", "sleep", "tail")
+            pid for pid in pids if _comm(pid).startswith("craterun") or _comm(pid) in _COMMANDS
         },
     }
 
@@ -106,9 +121,22 @@ def left_on_host(ids: Iterable[str], state: Path) -> list[str]:
         lines += [f"cgroup: {top}/craterun/{name}" for name in sorted(present & set(ids))]
     for path in sorted(state.rglob("*")):
         parts = path.relative_to(state).parts
-        if parts[0] != ".events" and parts not in ((".names",), (".trash",)):
+        if parts[0] != ".events" and parts not in _KEPT:
             lines.append(f"file: {path}")
     return lines
+
+
+def soak_through_library(rootfs: Path, state: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """What bench/_craterun_soak.py reports."""
+    command: list[str | Path] = [sys.executable, HERE / "_craterun_soak.py", rootfs, state]
+    command += [str(options.count), str(options.concurrency), str(options.seed)]
+    command += ["trace"] if options.trace else []
+    with session(command, env=craterun_env()) as process:
+        said, _ = process.communicate()
+    if process.returncode:
+        raise BenchError(f"the supervisor has ended with {process.returncode}")
+    report: dict[str, Any] = json.loads(said)
+    return report
 
 
 def main() -> int:
@@ -122,14 +150,11 @@ def main() -> int:
         (rootfs / "bin/tail").symlink_to("busybox")
         state = fresh(place.path, "craterun")
         before = look(place.path, shared=options.shared)
-        command: list[str | Path] = [sys.executable, HERE / "_craterun_soak.py", rootfs, state]
-        command += [str(options.count), str(options.concurrency), str(options.seed)]
-        command += ["trace"] if options.trace else []
-        with session(command, env=craterun_env()) as process:
-            said, _ = process.communicate()
-        if process.returncode:
-            raise BenchError(f"the supervisor has ended with {process.returncode}")
-        report = json.loads(said)
+        if options.through == "serve":
+            sizes = (options.count, options.concurrency, options.seed)
+            report = served_soak(rootfs, state, *sizes)
+        else:
+            report = soak_through_library(rootfs, state, options)
         after = look(place.path, shared=options.shared)
         wrong = report["wrong"] + differences(report) + left_on_host(report["ids"], state)
         for kind, present in after.items():

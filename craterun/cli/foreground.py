@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, nullcontext
 from typing import Protocol
 
 import trio
@@ -26,6 +26,7 @@ from craterun.supervisor.doorway import input_shared
 from craterun.supervisor.execution import Execution
 from craterun.supervisor.link import KeeperLink
 from craterun.supervisor.main import Supervisor
+from craterun.supervisor.reader import LogReader
 
 logger = logging.getLogger("craterun")
 
@@ -63,10 +64,11 @@ async def run_container(
     with OWN.signals() as signals:
         async with Supervisor(root, link=KeeperLink(*keeper)) as supervisor:
             container = await supervisor.start(spec)
-            if not attach:
-                await container.recorded()
-            started(container)
-            await accompany(container, spec, signals, attach=attach, tell_oom=tell_oom, console=OWN)
+            with Output(container, OWN) if attach else nullcontext() as output:
+                if not attach:
+                    await container.recorded()
+                started(container)
+                await accompany(container, spec, signals, output, tell_oom=tell_oom, console=OWN)
     return final_code(container, tell_oom=tell_oom, console=OWN)
 
 
@@ -74,23 +76,27 @@ async def accompany(
     container: Container,
     spec: Spec,
     signals: AsyncIterator[int],
+    output: Output | None,
     *,
-    attach: bool,
     tell_oom: bool,
     console: Console,
 ) -> None:
-    """Connect a container that has just been started with its user, until its end."""
+    """Connect a container that has just been started with its user, until its end.
+
+    :param output: of the container; None: the user does not see it
+    """
+    shows = spec.terminal and output is not None
     async with (
         forwarding(signals, container, "container", console),
-        _terminal(container, spec.terminal and attach, typing=spec.interactive, console=console),
+        _terminal(container, shows, typing=spec.interactive, console=console),
         trio.open_nursery() as streams,
     ):
         if spec.interactive and not spec.terminal:
             streams.start_soon(_feed, container, console)
         if tell_oom:
             streams.start_soon(_tell_oom, container, console)
-        if attach:
-            await _attach(container, console)
+        if output is not None:
+            await output.copy()
         await container.wait()
         streams.cancel_scope.cancel()
     # Also after a signal made us leave the block before the reader had taken everything.
@@ -140,27 +146,51 @@ async def _tell_oom(container: Container, console: Console) -> None:
             console.complain(f"container {container.id}: {text}")
 
 
-async def _attach(container: Container, console: Console) -> None:
-    """Copy all output; the end of both streams is the end of the container, or of our readers."""
+class Output:
+    """All output of a container on its way to its user. A context manager, to close it.
 
-    async def copy(stream: Stream) -> None:
-        sink = OutputSink(console.streams[int(stream)], shared=console.shared)
-        reader = container.follow(stream, sink.write_now if sink.is_prompt else None)
+    Made right after the start, before anything is awaited, it misses nothing. Of a container that
+    has ended by then, the log is closed, and with --rm there is none any more.
+    """
+
+    def __init__(self, container: Container, console: Console) -> None:
+        self._console = console
+        self._ways: list[tuple[LogReader, OutputSink]] = []
+        self._open = ExitStack()
+        with ExitStack() as opened:
+            for stream in Stream:
+                sink = OutputSink(console.streams[int(stream)], shared=console.shared)
+                opened.callback(sink.close)
+                reader = container.follow(stream, sink.write_now if sink.is_prompt else None)
+                opened.callback(reader.close)
+                self._ways.append((reader, sink))
+            self._open = opened.pop_all()
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    async def copy(self) -> None:
+        """Until the end of both streams: that of the container, or of our readers."""
+        async with trio.open_nursery() as copies:
+            for reader, sink in self._ways:
+                copies.start_soon(self._copy, reader, sink)
+
+    async def _copy(self, reader: LogReader, sink: OutputSink) -> None:
+        name = reader.stream.name.lower()
         try:
             await copy_log(reader, sink)
         except OSError as error:
-            console.complain(f"{stream.name.lower()} of the container cannot be read: {error}")
+            self._console.complain(f"{name} of the container cannot be read: {error}")
         finally:
             reader.close()
             sink.close()
         if sink.error is not None:
-            console.complain(f"cannot write to {stream.name.lower()}: {sink.error.strerror}")
+            self._console.complain(f"cannot write to {name}: {sink.error.strerror}")
         if reader.skipped_bytes:
-            console.complain(f"{reader.skipped_bytes} bytes of {stream.name.lower()} were skipped")
-
-    async with trio.open_nursery() as copies:
-        for stream in Stream:
-            copies.start_soon(copy, stream)
+            self._console.complain(f"{reader.skipped_bytes} bytes of {name} were skipped")
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ from craterun.cli.cidfile import CidFile
 from craterun.cli.errors import explained, single_cause
 from craterun.cli.foreground import (
     UNKNOWN_EXIT,
+    Output,
     accompany,
     accompany_execution,
     final_code,
@@ -143,19 +144,20 @@ async def _run(house: Server, request: Request, console: PeerConsole) -> int:
     spec, attach = request.spec, request.attach
     with CidFile(request.cidfile, claimed=True) as cid, console.signals() as signals:
         container = await house.begin(spec)
-        if not attach:
-            await container.recorded()
-        try:
-            if request.cidfile is not None:
-                await trio.to_thread.run_sync(cid.write, container.id)
-        except Exception:
-            container.kill()
-            await container.wait()
-            raise
-        if not attach:
-            console.say(container.id)
-        tell_oom = attach and not request.quiet
-        await accompany(container, spec, signals, attach=attach, tell_oom=tell_oom, console=console)
+        with Output(container, console) if attach else nullcontext() as output:
+            if not attach:
+                await container.recorded()
+            try:
+                if request.cidfile is not None:
+                    await trio.to_thread.run_sync(cid.write, container.id)
+            except Exception:
+                container.kill()
+                await container.wait()
+                raise
+            if not attach:
+                console.say(container.id)
+            tell_oom = attach and not request.quiet
+            await accompany(container, spec, signals, output, tell_oom=tell_oom, console=console)
     return final_code(container, tell_oom=tell_oom, console=console)
 
 

@@ -291,19 +291,22 @@ class LogWriter:
             f"{self.lost_bytes} bytes of output were not logged"
         )
 
-    def locate(self, stream: Stream, offset: int) -> tuple[int, int]:
+    def locate(self, stream: Stream, offset: int, directory: int = -1) -> tuple[int, int]:
         """The file that has byte ``offset`` of ``stream``, or the first one after it that is kept.
 
         Returns a descriptor to read with pread(2), which the caller owns, and the offset in the
         stream that the file begins with.
+
+        :param directory: the folder, borrowed, for when `finish` has let go of it
         """
         with self._writing:
+            directory = directory if self._directory < 0 else self._directory
             for serial, bases in self._finished:
                 following = self._base_after(serial, stream)
                 if offset < following and following > bases[stream]:
                     name = numbered(FILES[stream], serial)
-                    return logresume.open_to_read(self._directory, name), bases[stream]
-            return logresume.open_to_read(self._directory, FILES[stream]), self._bases[stream]
+                    return logresume.open_to_read(directory, name), bases[stream]
+            return logresume.open_to_read(directory, FILES[stream]), self._bases[stream]
 
     def _base_after(self, serial: int, stream: Stream) -> int:
         later = (bases[stream] for other, bases in self._finished if other > serial)

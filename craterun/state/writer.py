@@ -35,7 +35,7 @@ class Writer(Protocol):
 
     def splice(self, stream: Stream, pipe: int, most: int, time_ns: int) -> int | None: ...
 
-    def locate(self, stream: Stream, offset: int) -> tuple[int, int]: ...
+    def locate(self, stream: Stream, offset: int, directory: int = -1) -> tuple[int, int]: ...
 
     def finish(self) -> None: ...
 
@@ -79,7 +79,7 @@ class NoLog:
         """Nowhere to."""
         return None
 
-    def locate(self, stream: Stream, offset: int) -> tuple[int, int]:
+    def locate(self, stream: Stream, offset: int, directory: int = -1) -> tuple[int, int]:
         """Nowhere."""
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), FILES[stream])
 

@@ -150,9 +150,22 @@ class Container:
     ) -> LogReader:
         """A reader of all output on ``stream``, from the first byte to the last. Close it.
 
+        What is not kept any more is counted as skipped: of a container that has ended and was
+        removed, all; nothing, if this is called right after the start, before anything is awaited.
+
         :param direct: see `OutputLog.follow`
         """
-        return self._log.follow(stream, direct)
+        if not self._launched.exited.is_set():
+            return self._log.follow(stream, direct)
+        try:
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            folder = Fd(os.open(self._store.path(self.id), flags))
+        except OSError:
+            return self._log.follow(stream, direct)
+        try:
+            return self._log.follow(stream, direct, folder.fileno())
+        finally:
+            folder.close()
 
     def keep_head(self, limit: int) -> Head:
         """From now on, count the output, and keep the first ``limit`` bytes of each stream.

@@ -61,18 +61,22 @@ class OutputLog:
         self.on_reader: dict[Stream, Callable[[], None]] = {}
 
     def follow(
-        self, stream: Stream, direct: Callable[[memoryview], int] | None = None
+        self,
+        stream: Stream,
+        direct: Callable[[memoryview], int] | None = None,
+        directory: int = -1,
     ) -> LogReader:
         """A reader of everything that ``stream`` holds and will hold. Close it after use.
 
         :param direct: called in a thread with what comes while the reader waits in `receive`, which
             then does not return it: writes that to where the reader would, without blocking, and
             returns how much of it
+        :param directory: see `LogWriter.locate`
         """
         reader = LogReader(self, stream, direct)
         self._readers.append(reader)
         if self.is_over(stream):
-            reader.secure()
+            reader.secure(directory)
         if (pump := self.on_reader.get(stream)) is not None:
             pump()  # it may go another way now
         return reader

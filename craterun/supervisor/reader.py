@@ -182,12 +182,15 @@ class LogReader:
         self.skipped_bytes += offset - self._offset
         self._offset = offset
 
-    def secure(self) -> None:
-        """The stream has ended. Open all that is still unread: the container may be removed."""
-        with self._passing:
-            self._secure()
+    def secure(self, directory: int = -1) -> None:
+        """The stream has ended. Open all that is still unread: the container may be removed.
 
-    def _secure(self) -> None:
+        :param directory: see `LogWriter.locate`
+        """
+        with self._passing:
+            self._secure(directory)
+
+    def _secure(self, directory: int) -> None:
         if self._secured is not None:
             return
         end = self._log.writer.sizes[self.stream]
@@ -195,7 +198,7 @@ class LogReader:
         self._secured = deque()
         try:
             while offset < end:
-                number, base = self._log.writer.locate(self.stream, offset)
+                number, base = self._log.writer.locate(self.stream, offset, directory)
                 self._secured.append((Fd(number), base))
                 offset = max(base + os.fstat(number).st_size, offset + 1)
         except OSError:
@@ -203,8 +206,10 @@ class LogReader:
         self._file.close()
 
     def close(self) -> None:
-        """Stop reading."""
+        """Stop reading. Nothing if it was closed before."""
         with self._passing:
+            if self._closed:
+                return
             self._closed = True
             self._direct = None
             while self._secured:

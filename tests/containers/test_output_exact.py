@@ -13,10 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
 from craterun import Container, ExitStatus, Spec, Stream, Supervisor
+from craterun.core.logoptions import LogOptions
 from tests.conftest import CommandLine
 from tests.containers.streams_helpers import (
     Digest,
@@ -120,6 +122,33 @@ async def test_every_reader_gets_every_byte_however_late_it_comes(
             assert await container.wait() == ExitStatus(6)
     assert received == [digest(content)] * 4
     check_log(the_container(state_root), content, b"")
+
+
+async def test_a_reader_that_comes_after_the_end_gets_what_is_kept(
+    rootfs: Path, state_root: Path
+) -> None:
+    content, _ = add_noise(rootfs, 300_000)
+
+    async def read(container: Container) -> tuple[bytes, int]:
+        reader, data = container.follow(Stream.STDOUT), b""
+        while chunk := await reader.receive():
+            data += chunk
+        reader.close()
+        return data, reader.skipped_bytes
+
+    spec = Spec(rootfs=str(rootfs), command=("cat", "/out.bin"))
+    rotated = msgspec.structs.replace(spec, log=LogOptions(max_bytes=100_000, max_files=2))
+    async with Supervisor(state_root) as supervisor:
+        container = await supervisor.start(spec)
+        await container.wait()
+        assert await read(container) == (content, 0)
+        await container.remove()
+        assert await read(container) == (b"", len(content))
+        container = await supervisor.start(rotated)
+        await container.wait()
+        data, skipped = await read(container)
+        assert 0 < skipped < len(content)
+        assert data == content[skipped:]
 
 
 # --- other things than pipes --------------------------------------------------------------------

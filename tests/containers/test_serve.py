@@ -102,6 +102,20 @@ def test_environment_and_directory_are_the_clients(
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("option", [(), ("--rm",), ("--log-driver", "none")])
+def test_output_of_a_container_that_ends_before_its_cidfile_is_written_arrives(
+    server: Server, cli: Cli, tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    """The server writes that file in a thread, which takes longer than many a container lives."""
+    for number in range(8):
+        cidfile = tmp_path / f"id-{number}"
+        command = ("sh", "-c", f"echo {number} >&2; exit 3")
+        finished = cli("run", "--attach", *option, "--cidfile", str(cidfile), "--", *command)
+        found = (finished.returncode, finished.stdout, finished.stderr)
+        assert found == (3, b"", f"{number}\n".encode())
+        assert helpers.ID.match(cidfile.read_text())
+
+
 def test_arguments_that_are_no_utf8_arrive(server: Server, cli: Cli) -> None:
     finished = cli("run", "--attach", "--", "printf", "%s", b"\xff\xfe")
     assert (finished.returncode, finished.stdout) == (0, b"\xff\xfe")
