@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from craterun.linux.shortage import is_no_thread
-from craterun.supervisor.express import CHUNK_BYTES, SPLICE_BYTES
+from craterun.supervisor.express import CHUNK_BYTES
+from craterun.supervisor.sluice import Sluice, open_sluice
 
 if TYPE_CHECKING:
     from craterun.state.logs import Stream
@@ -56,20 +57,28 @@ def move_bulk(pipe: int, writer: Writer, stream: Stream) -> bytes:
 
     :param pipe: borrowed, non-blocking
     """
+    sluice = open_sluice()
+    try:
+        return _move(pipe, writer, stream, sluice)
+    finally:
+        if sluice is not None:
+            sluice.close()
+
+
+def _move(pipe: int, writer: Writer, stream: Stream, sluice: Sluice | None) -> bytes:
     buffer: memoryview | None = None
     more = select.poll()
     more.register(pipe, select.POLLIN)
     moved = 0
     while moved < ROUND_BYTES and not writer.is_lossy():
+        if sluice is not None and (size := sluice.take(pipe)):
+            moved += size
+            if unlogged := sluice.pour(size, writer, stream):
+                return unlogged
+            continue
+        buffer = buffer or memoryview(bytearray(CHUNK_BYTES))
         try:
-            size = writer.splice(stream, pipe, SPLICE_BYTES, time.time_ns())
-            if size is None:
-                buffer = buffer or memoryview(bytearray(CHUNK_BYTES))
-                size = os.readv(pipe, [buffer])
-                before = writer.sizes[stream]
-                writer.append(stream, buffer[:size], time.time_ns())
-                if writer.is_lossy():
-                    return bytes(buffer[writer.sizes[stream] - before : size])
+            size = os.readv(pipe, [buffer])
         except BlockingIOError:
             if not more.poll(_LINGER_MS):
                 break
@@ -77,4 +86,8 @@ def move_bulk(pipe: int, writer: Writer, stream: Stream) -> bytes:
         if size == 0:
             break
         moved += size
+        before = writer.sizes[stream]
+        writer.append(stream, buffer[:size], time.time_ns())
+        if writer.is_lossy():
+            return bytes(buffer[writer.sizes[stream] - before : size])
     return b""

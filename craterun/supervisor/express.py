@@ -12,25 +12,24 @@ import errno
 import fcntl
 import os
 import select
-import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 from craterun.linux.shortage import SHORTAGES, is_no_thread
+from craterun.supervisor.sluice import Sluice, open_sluice
 
 if TYPE_CHECKING:
     from craterun.state.logs import Stream
-    from craterun.state.writer import Writer
     from craterun.supervisor.pumps import OutputLog
 
 CHUNK_BYTES = 256 * 1024
 """One read at most; what a chunk costs is spread over that many bytes."""
 BULK_BYTES = 64 * 1024
 """A read that fills a default pipe: the writer is waiting, so go for throughput."""
-SPLICE_BYTES = 1024 * 1024
-"""What a pipe holds at most while it is moved in bulk: one call takes it all."""
+_PIPE_BYTES = 1024 * 1024
 
 
 class Left(NamedTuple):
@@ -88,12 +87,25 @@ async def pump_express(pipe: int, log: OutputLog, stream: Stream) -> Left | None
 def _move(
     pipe: int, stop: int, log: OutputLog, stream: Stream, announce: Callable[[], None]
 ) -> Left:
+    with ExitStack() as at_end:
+        return _move_all(pipe, stop, log, stream, announce, at_end)
+
+
+def _move_all(
+    pipe: int,
+    stop: int,
+    log: OutputLog,
+    stream: Stream,
+    announce: Callable[[], None],
+    at_end: ExitStack,
+) -> Left:
     buffer = memoryview(bytearray(CHUNK_BYTES))
     buffers = [buffer]
     writer = log.writer
     append, readv = writer.append, os.readv
     only_output = [(pipe, select.POLLIN)]
     bulk = grown = False
+    sluice: Sluice | None = None
     poll = select.poll()
     poll.register(pipe, select.POLLIN)
     poll.register(stop, select.POLLIN)
@@ -106,8 +118,14 @@ def _move(
             return Left(False, b"")
         if bulk:
             # Whoever is behind takes it from the log; whoever is not is passed what we have read.
-            bulk = not log.is_anybody_waiting(stream) and _splice(pipe, writer, stream)
-            if bulk:
+            size = 0
+            if sluice is not None and not log.is_anybody_waiting(stream):
+                size = sluice.take(pipe)
+            bulk = size > 0
+            if bulk and sluice is not None:
+                unlogged = sluice.pour(size, writer, stream)
+                if writer.is_lossy():
+                    return Left(False, unlogged)
                 announce()
                 continue
         try:
@@ -130,19 +148,13 @@ def _move(
         if bulk and not grown:
             grown = True
             grow(pipe)
-
-
-def _splice(pipe: int, writer: Writer, stream: Stream) -> bool:
-    """Move what is there; False if that does not work, or if it is the end, which a read tells."""
-    try:
-        return bool(writer.splice(stream, pipe, SPLICE_BYTES, time.time_ns()))
-    except BlockingIOError:
-        return False
+            if (sluice := open_sluice()) is not None:
+                at_end.callback(sluice.close)
 
 
 def grow(pipe: int) -> None:
     """A larger pipe lets the writer go on while we write; refused above the user's quota."""
     try:
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, SPLICE_BYTES)
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     except OSError:
         return

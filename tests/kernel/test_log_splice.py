@@ -68,13 +68,15 @@ def is_at_end(pipe: int) -> bool:
 
 @contextmanager
 def spliced() -> Iterator[list[int]]:
-    """What each splice(2) has moved."""
+    """What each splice(2) into a log has moved."""
     moved: list[int] = []
     real = os.splice
 
     def splice(*arguments: int, **options: int) -> int:
-        moved.append(real(*arguments, **options))
-        return moved[-1]
+        size = real(*arguments, **options)
+        if "offset_dst" in options:
+            moved.append(size)
+        return size
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "splice", splice)
@@ -88,7 +90,7 @@ def test_what_is_spliced_is_divided_at_the_byte_and_covered_by_the_index(tmp_pat
     writer.append(Stream.STDERR, memoryview(b"beside it"), 1)
     with fed_pipe(NOISE) as pipe, spliced() as moved:
         assert move_all(pipe, writer) == b""
-    assert sum(moved) == len(NOISE)
+    assert len(NOISE) // 2 < sum(moved) <= len(NOISE)  # what comes just after a look is read
     writer.finish()
     os.close(fd)
     names = [*sorted(path.name for path in tmp_path.glob("stdout.log.*")), "stdout.log"]
@@ -165,7 +167,8 @@ def test_where_splice_is_refused_everything_is_copied(
     real, calls = os.splice, [0]
 
     def refuse(*arguments: int, **options: int) -> int:
-        calls[0] += 1
+        if "offset_dst" in options:
+            calls[0] += 1
         if calls[0] > 1:
             raise OSError(number, os.strerror(number))
         return real(*arguments, **options)
