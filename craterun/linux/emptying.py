@@ -49,8 +49,9 @@ def kill(paths: Iterable[str], seconds: float = KILL_SECONDS) -> None:
     """SIGKILL every process in the cgroups ``paths`` and below, and wait until they have ended.
 
     Returns after ``seconds`` all the same; `remove` then tells which cgroups are still in use.
-    ``cgroup.kill`` kills without a race (Linux 5.14). Elsewhere, the processes are kept from
-    forking, by a freezer or a limit, and get the signal one by one until there is no new one.
+    ``cgroup.kill`` kills without a race (Linux 5.14, version 2), and ``cgroup.events`` tells when
+    it is empty. Elsewhere, the processes are kept from forking, by a freezer or a limit, and get
+    the signal one by one until there is no new one.
     """
     deadline = time.monotonic() + seconds
     paths = list(paths)
@@ -59,11 +60,14 @@ def kill(paths: Iterable[str], seconds: float = KILL_SECONDS) -> None:
         brakes = [brake for path in braked if (brake := _brake(path)) is not None]
         killed: dict[int, int] = {}
         try:
-            while _signal_others(paths, killed) and time.monotonic() < deadline:
+            while _signal_others(braked, killed) and time.monotonic() < deadline:
                 pass
             for file, release in brakes:
                 _put(file, release)
             _wait_all(killed.values(), deadline)
+            for path in paths:
+                if path not in braked:
+                    _wait_unpopulated(path, deadline)
         finally:
             for pidfd in killed.values():
                 os.close(pidfd)
@@ -97,6 +101,30 @@ def _wait_all(pidfds: Iterable[int], deadline: float) -> None:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+
+
+def _wait_unpopulated(path: str, deadline: float) -> None:
+    """Until no process lives in ``path`` or below: ``populated`` in cgroup.events (cgroups(7)),
+    whose changes poll(2) reports.
+    """
+    try:
+        events = os.open(f"{path}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
+        return
+    try:
+        poll = select.poll()
+        poll.register(events, select.POLLPRI)
+        while b"populated 1" in os.pread(events, 4096, 0).splitlines():
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 or not poll.poll(remaining * 1000):
+                return
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
+    finally:
+        os.close(events)
 
 
 def _brake(path: str) -> tuple[str, bytes] | None:

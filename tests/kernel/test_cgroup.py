@@ -213,6 +213,8 @@ def test_killing_a_version_2_cgroup_reaches_those_below_it(plan: CgroupPlan) -> 
     os.makedirs(deep)
     with parked(partial(enter, deep)) as pid:
         cgroup.kill([plan.unified])
+        with open(f"{plan.unified}/cgroup.events") as events:
+            assert "populated 0" in events.read(), "it did not wait for the end of what it killed"
         assert wait_for_death(pid) == signal.SIGKILL
     assert cgroup.remove(plan.paths) == []
 
