@@ -1,4 +1,7 @@
-"""Much output: from the pipe to the log without a copy in our memory, away from the event loop."""
+"""Much output: from the pipe to the log without a copy in our memory, away from the event loop.
+
+Where splice(2) does not do it, by reading and writing.
+"""
 
 from __future__ import annotations
 
