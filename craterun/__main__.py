@@ -14,7 +14,10 @@ _CANNOT_WRITE = 125
 
 
 def main() -> None:
-    """Console script ``craterun``; also ``python -m craterun``. Exits with the command's code."""
+    """The program ``craterun`` (bin/craterun); also ``python -m craterun``.
+
+    Exits with the command's code.
+    """
     gc.disable()  # until all is imported that a command needs: of that, little is garbage
     _open_standard_streams()
     if sys.argv[1:] in (["--version"], ["-V"]):

@@ -9,8 +9,11 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import craterun
 
 from tests.containers import helpers
 from tests.containers.helpers import SLEEP, Cli
@@ -18,6 +21,8 @@ from tests.containers.helpers import SLEEP, Cli
 pytestmark = [pytest.mark.root, pytest.mark.no_server]
 cli = helpers.cli
 
+PROGRAM = Path(craterun.__file__).parent / "bin/craterun"
+"""What installers copy, with another first line."""
 PARSER = {"cyclopts", "rich", "docstring_parser", "craterun.cli.parser"}
 EVENT_LOOPS = {"trio", "anyio", "asyncio", "craterun.supervisor.main", "craterun.keeper.spawn"}
 SLOW = {
@@ -30,8 +35,12 @@ _IMPORTED = re.compile(rb"import time: +\d+ \| +\d+ \| *(\S+)")
 def imported(cli: Cli, *arguments: str) -> set[str]:
     """Every module that a command imports; it has to succeed."""
     finished = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "craterun", *arguments],
-        env={**os.environ, "CRATERUN_ROOT": str(cli.state_root)},
+        [sys.executable, "-X", "importtime", PROGRAM, *arguments],
+        env={
+            **os.environ,
+            "CRATERUN_ROOT": str(cli.state_root),
+            "PYTHONPATH": str(Path(craterun.__file__).parent.parent),
+        },
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
@@ -50,6 +59,11 @@ def stopped(cli: Cli) -> str:
 @pytest.fixture
 def running(cli: Cli) -> str:
     return cli("run", "-d", "--name", "live", "--", *SLEEP).stdout.decode().strip()
+
+
+def test_the_program_is_one_that_installers_take_for_a_python_script() -> None:
+    assert PROGRAM.read_text().startswith("#!python\n")  # which they replace
+    assert os.access(PROGRAM, os.X_OK)
 
 
 def test_the_version_is_told_at_once(cli: Cli) -> None:
