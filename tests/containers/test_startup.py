@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 import craterun
-
 from tests.containers import helpers
 from tests.containers.helpers import SLEEP, Cli
 
