@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import select
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import trio
 
 from craterun.linux.shortage import is_no_thread
 from craterun.supervisor.express import CHUNK_BYTES
-from craterun.supervisor.sluice import Sluice, open_sluice
+from craterun.supervisor.sluice import Sluice
 
 if TYPE_CHECKING:
     from craterun.state.logs import Stream
@@ -60,21 +61,17 @@ def move_bulk(pipe: int, writer: Writer, stream: Stream) -> bytes:
 
     :param pipe: borrowed, non-blocking
     """
-    sluice = open_sluice()
-    try:
+    with closing(Sluice()) as sluice:
         return _move(pipe, writer, stream, sluice)
-    finally:
-        if sluice is not None:
-            sluice.close()
 
 
-def _move(pipe: int, writer: Writer, stream: Stream, sluice: Sluice | None) -> bytes:
+def _move(pipe: int, writer: Writer, stream: Stream, sluice: Sluice) -> bytes:
     buffer: memoryview | None = None
     more = select.poll()
     more.register(pipe, select.POLLIN)
     moved = 0
     while moved < ROUND_BYTES and not writer.is_lossy():
-        if sluice is not None and (size := sluice.take(pipe)):
+        if size := sluice.take(pipe):
             moved += size
             if unlogged := sluice.pour(size, writer, stream):
                 return unlogged

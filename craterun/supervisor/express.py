@@ -13,13 +13,13 @@ import fcntl
 import os
 import select
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 from craterun.linux.shortage import SHORTAGES, is_no_thread
-from craterun.supervisor.sluice import Sluice, open_sluice
+from craterun.supervisor.sluice import Sluice
 
 if TYPE_CHECKING:
     from craterun.state.logs import Stream
@@ -87,8 +87,8 @@ async def pump_express(pipe: int, log: OutputLog, stream: Stream) -> Left | None
 def _move(
     pipe: int, stop: int, log: OutputLog, stream: Stream, announce: Callable[[], None]
 ) -> Left:
-    with ExitStack() as at_end:
-        return _move_all(pipe, stop, log, stream, announce, at_end)
+    with closing(Sluice()) as sluice:
+        return _move_all(pipe, stop, log, stream, announce, sluice)
 
 
 def _move_all(
@@ -97,7 +97,7 @@ def _move_all(
     log: OutputLog,
     stream: Stream,
     announce: Callable[[], None],
-    at_end: ExitStack,
+    sluice: Sluice,
 ) -> Left:
     buffer = memoryview(bytearray(CHUNK_BYTES))
     buffers = [buffer]
@@ -105,7 +105,6 @@ def _move_all(
     append, readv = writer.append, os.readv
     only_output = [(pipe, select.POLLIN)]
     bulk = grown = False
-    sluice: Sluice | None = None
     poll = select.poll()
     poll.register(pipe, select.POLLIN)
     poll.register(stop, select.POLLIN)
@@ -118,11 +117,9 @@ def _move_all(
             return Left(False, b"")
         if bulk:
             # Whoever is behind takes it from the log; whoever is not is passed what we have read.
-            size = 0
-            if sluice is not None and not log.is_anybody_waiting(stream):
-                size = sluice.take(pipe)
+            size = 0 if log.is_anybody_waiting(stream) else sluice.take(pipe)
             bulk = size > 0
-            if bulk and sluice is not None:
+            if bulk:
                 unlogged = sluice.pour(size, writer, stream)
                 if writer.is_lossy():
                     return Left(False, unlogged)
@@ -148,8 +145,6 @@ def _move_all(
         if bulk and not grown:
             grown = True
             grow(pipe)
-            if (sluice := open_sluice()) is not None:
-                at_end.callback(sluice.close)
 
 
 def grow(pipe: int) -> None:

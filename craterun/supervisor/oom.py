@@ -27,7 +27,7 @@ from craterun.linux.oom import MemoryCgroup, is_process_doomed
 
 logger = logging.getLogger("craterun")
 
-SETTLED_SECONDS = 0.05
+SETTLED_SECONDS = 0.02
 """From then on, a container is watched."""
 
 _LOOK_AGAIN_SECONDS = tuple(0.001 * 2**n for n in range(11))

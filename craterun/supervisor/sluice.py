@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,25 +23,28 @@ SLUICE_BYTES = 256 * 1024
 
 
 class Sluice:
-    """Close it. For one thread at a time.
-
-    :raises OSError: there is no descriptor for it
-    """
+    """Made when it is first needed. Close it. For one thread at a time."""
 
     def __init__(self) -> None:
+        self._out = self._in = -1
+
+    def _open(self) -> None:
+        if self._in >= 0:
+            return
         self._out, self._in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
+        # Above the user's quota, it holds less.
+        with suppress(OSError):
             fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, SLUICE_BYTES)
-        except OSError:
-            return  # above the user's quota: it holds less
 
     def take(self, pipe: int) -> int:
         """Take what is in ``pipe``, as far as there is room; how many bytes. 0: read it instead,
-        which tells whether that is the end, or nothing there yet, or no pipe (a terminal).
+        which tells whether that is the end, or nothing there yet, or no pipe (a terminal); or
+        there is no descriptor for a pipe of ours.
 
         Everything taken before has to be poured out.
         """
         try:
+            self._open()
             return os.splice(pipe, self._in, SLUICE_BYTES, flags=os.SPLICE_F_NONBLOCK)
         except (OSError, AttributeError):  # AttributeError: a C library that has no splice
             return 0
@@ -63,14 +67,7 @@ class Sluice:
         return unlogged
 
     def close(self) -> None:
-        """Forget the pipe."""
-        os.close(self._in)
-        os.close(self._out)
-
-
-def open_sluice() -> Sluice | None:
-    """One, if there are descriptors for it."""
-    try:
-        return Sluice()
-    except OSError:
-        return None
+        """Forget the pipe, if there is one."""
+        if self._in >= 0:
+            os.close(self._in)
+            os.close(self._out)
