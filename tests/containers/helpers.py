@@ -79,14 +79,14 @@ class Live:
     def siblings(self) -> list[Live]:
         """All processes of the same pid namespace, this one included, by their pid inside."""
         mine = self.namespace("pid")
-        found = []
+        found = {}
         for pid in take_footprint().processes:
             try:
                 if os.readlink(f"/proc/{pid}/ns/pid") == mine:
-                    found.append(Live(pid, self.id))
+                    found[Live(pid).pid_inside()] = Live(pid, self.id)
             except OSError:
-                continue
-        return sorted(found, key=lambda live: live.pid_inside())
+                continue  # it ends meanwhile
+        return [found[pid_inside] for pid_inside in sorted(found)]
 
     def pid_inside(self) -> int:
         """Its pid in its own pid namespace."""

@@ -39,7 +39,11 @@ def parent(pid: int) -> int:
 
 
 def state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[0]
+    """As proc(5) calls it, one letter; that of the dead if it has been reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
 
 
 # --- it is used ---------------------------------------------------------------------------------
@@ -191,24 +195,45 @@ def test_the_input_of_a_client_that_is_killed_ends(server: Server, cli: Cli) -> 
     os.close(writer)
 
 
-@pytest.mark.parametrize("command", ["wait", "logs --follow", "exec"])
+@pytest.mark.parametrize("command", ["wait", "logs --follow"])
 def test_a_command_ends_with_its_client(server: Server, cli: Cli, command: str) -> None:
-    live = cli.detach("--", "sh", "-c", "echo ready; exec sleep 1000000")
-    words, tail = command.split(), ["--", *SLEEP] if command == "exec" else []
-    process = cli.start(*words, live.id, *tail)
+    live = cli.detach("--", *SLEEP)
+    process = cli.start(*command.split(), live.id)
     worker = server.busy_worker()
     process.kill()
     process.wait(60)
     wait_exit(worker)
-    assert [sibling.pid for sibling in settled(live)] == [live.pid]
 
 
-def settled(live: helpers.Live) -> list[helpers.Live]:
-    """What is left in the container, when all that was killed is gone."""
+def test_an_exec_ends_with_its_client(server: Server, cli: Cli) -> None:
+    live = cli.detach("--", *SLEEP)
+    process = cli.start("exec", live.id, "--", "sh", "-c", "sleep 1000000 & echo up; wait")
+    assert read_line(process) == "up"
+    assert_ends_with(process, live)
+
+
+@pytest.mark.parametrize("milliseconds", range(0, 60, 4))
+def test_an_exec_ends_with_its_client_killed_at_any_time(
+    server: Server, cli: Cli, milliseconds: int
+) -> None:
+    live = cli.detach("--", *SLEEP)
+    process = cli.start("exec", live.id, "--", *SLEEP)
+    time.sleep(milliseconds / 1000)
+    assert_ends_with(process, live)
+
+
+def assert_ends_with(process: subprocess.Popen[bytes], live: helpers.Live) -> None:
+    """What an exec has started ends with its client."""
+    process.kill()
+    process.wait(60)
+    assert process.stdout is not None
+    assert process.stdout.read() == b""  # the server, too, has let go of it: it has done its part
     for sibling in live.siblings():
         if sibling.pid != live.pid:
             wait_exit(sibling.pid)
-    return live.siblings()
+    # What is dead may still have to be reaped.
+    left = [sibling.pid for sibling in live.siblings() if state(sibling.pid) not in "ZX"]
+    assert left == [live.pid]
 
 
 def test_ctrl_z_stops_client_and_command(server: Server, cli: Cli) -> None:
