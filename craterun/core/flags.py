@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 # clone3(2), setns(2), unshare(2): <linux/sched.h>
+CLONE_FILES: Final = 0x00000400
 CLONE_PIDFD: Final = 0x00001000  # Linux 5.2
 CLONE_PARENT: Final = 0x00008000
 CLONE_NEWNS: Final = 0x00020000
@@ -54,7 +55,8 @@ RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
 RESOLVE_IN_ROOT: Final = 0x10
 
-CLOSE_RANGE_CLOEXEC: Final = 4  # close_range(2), Linux 5.11
+CLOSE_RANGE_UNSHARE: Final = 2  # close_range(2)
+CLOSE_RANGE_CLOEXEC: Final = 4  # Linux 5.11
 
 # prctl(2): <linux/prctl.h>
 PR_SET_PDEATHSIG: Final = 1

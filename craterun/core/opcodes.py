@@ -81,6 +81,8 @@ SWITCH: Final = "CRATERUN_NATIVE"
 """Environment variable; "0" has Python do what machine code does."""
 
 # --- records, child to keeper, over the close-on-exec pipe --------------------------------------
+RECORD_TABLE: Final = 0
+"""Nothing more: the child has a table of descriptors of its own now."""
 RECORD_ERROR: Final = 1
 """u16 number of the call, u16 errno, then bytes that depend on it (see `core.failures`)."""
 RECORD_PID: Final = 2

@@ -5,9 +5,11 @@ from __future__ import annotations
 import _socket
 import os
 import sys
+from fcntl import F_DUPFD_CLOEXEC, fcntl
 
 TYPE_CHECKING = False  # typing is an import that the keeper does without
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
 EMFILE = 24
@@ -25,6 +27,7 @@ class Kept:
     :ivar lock: descriptor of the locked state directory, or -1; held, not used
     :ivar terminal: socket by which the child passes its terminal out, or None
     :ivar error: read end of the error pipe, -1 once it has been read to its end
+    :ivar lent: what is to be closed once the child has a table of descriptors of its own
     :ivar times: CLOCK_MONOTONIC, nanoseconds: before and after clone3, at the child's execve, and
         when that was known to have succeeded
     :ivar slot: of the keeper's `Native`, until the child has executed its command; or -1
@@ -34,8 +37,8 @@ class Kept:
     """
 
     __slots__ = (
-        "abandoned", "buffer", "cookie", "error", "failure", "group", "lives_on", "lock", "number",
-        "outputs", "pid", "pidfd", "pipes", "slot",
+        "abandoned", "buffer", "cookie", "error", "failure", "group", "lent", "lives_on", "lock",
+        "number", "outputs", "pid", "pidfd", "pipes", "slot",
         "start_time", "started", "status", "terminal", "times",
     )  # fmt: skip
 
@@ -51,6 +54,7 @@ class Kept:
         self.pipes: list[int] = []
         self.outputs = 2
         self.error = -1
+        self.lent: list[int] = []
         self.slot = -1
         self.terminal: Any = None
         self.buffer = b""
@@ -59,6 +63,12 @@ class Kept:
         self.abandoned = False
         self.times = (0, 0, 0, 0)
         self.status: tuple[int, int, int, int] | None = None
+
+    def take_back(self) -> None:
+        """The child has a table of descriptors of its own, or is none any more."""
+        for fd in self.lent:
+            os.close(fd)
+        self.lent = []
 
 
 def make_pipes(
@@ -90,6 +100,26 @@ def own(pipe: int, owner: int) -> None:
         os.fchown(pipe, owner, -1)
     except OSError as error:
         raise OSError(error.errno, error.strerror, "fchown") from None
+
+
+def moved(fd: int, lowest: int) -> int:
+    """``fd``, or where it is now, if there was room: at ``lowest`` or above."""
+    if fd < 0 or fd >= lowest:
+        return fd
+    try:
+        found = fcntl(fd, F_DUPFD_CLOEXEC, lowest)
+    except OSError:
+        return fd
+    os.close(fd)
+    return found
+
+
+def make_room(processes: Iterable[Kept], lowest: int) -> None:
+    """Move what is only held for a successor out of the numbers below ``lowest``."""
+    for kept in processes:
+        if kept.started:
+            kept.pipes = [moved(fd, lowest) for fd in kept.pipes]
+            kept.lock = moved(kept.lock, lowest)
 
 
 def receive_descriptor(sock: Any) -> list[int]:

@@ -153,7 +153,7 @@ class Keeper:
         kept.group, kept.lives_on = group, bool(flags & 4)
         self.kept[number] = kept
         try:
-            self.launcher.start(kept, plan, join)
+            self.launcher.start(kept, plan, join, self.kept.values())
             self.watch(kept.error, kept)
             self.watch(kept.pidfd, kept)
         except UnavailableError as error:
@@ -202,6 +202,7 @@ class Keeper:
         kept = self.kept.pop(number, None)
         if kept is None:
             return
+        kept.take_back()
         if kept.error >= 0:
             self.unwatch(kept.error)
         if kept.pidfd >= 0:
@@ -225,6 +226,9 @@ class Keeper:
                 return
             if not data:
                 break
+            if data[0] == op.RECORD_TABLE and not kept.buffer:
+                kept.take_back()
+                continue
             kept.buffer += data
             if kept.buffer[0] == op.RECORD_PID and len(kept.buffer) >= 5:
                 self.follow(kept, int.from_bytes(kept.buffer[1:5], "little"))
@@ -265,6 +269,10 @@ class Keeper:
             for fd in kept.pipes[kept.outputs :]:
                 os.close(fd)
             del kept.pipes[kept.outputs :]
+            if kept.status is not None:
+                # Reaped before: a child that began with our table had the other end of this pipe.
+                kept.status = (*kept.status[:2], kept.times[3], kept.status[3])
+                self.finish(kept)
 
     def follow(self, kept: Kept, pid: int) -> None:
         """The child forked inside the joined namespaces and ends; from now on ``pid`` counts."""
@@ -282,6 +290,7 @@ class Keeper:
             # Both can be ready at once, and what the pipe says comes first: that the command was
             # executed at all, or that another process is the one to watch.
             pidfd = kept.pidfd
+            kept.take_back()
             self.read_error_pipe(kept)
             if kept.pidfd != pidfd or kept.number not in self.kept:
                 return

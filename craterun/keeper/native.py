@@ -50,6 +50,8 @@ _SIGCHLD = 17
 _SLOTS = 64
 """As many children can be on their way to execve at once; more than that have to be Python's."""
 _PARTS_BYTES = 1024 * 1024
+COMMON = 256
+"""A child that begins with the keeper's table of descriptors gets those below this number."""
 _CODES = {name: code for code, (name, _) in enumerate(op.CALLS)}
 
 
@@ -104,6 +106,7 @@ class Native:
         error: int,
         clone_flags: int,
         cgroup: int,
+        table: bool = False,
     ) -> tuple[int, int, int]:
         """Clone a child for a program. Returns (pid, pidfd, slot); the caller frees the slot once
         the child has executed its command or has ended.
@@ -113,6 +116,9 @@ class Native:
         :param streams: the pipes' ends for descriptors 0, 1 and 2, or -1
         :param error: write end of the error pipe
         :param cgroup: descriptor of a version 2 cgroup to be born in, or -1
+        :param table: the child begins with our table of descriptors instead of a copy, takes those
+            below `COMMON` along into one of its own, and writes a byte into the error pipe. Until
+            then, ``streams`` and ``error``, all of them below, must stay open here.
         :raises UnavailableError: no room, or a part is not known any more
         :raises OSError: clone3 has failed
         """
@@ -122,8 +128,8 @@ class Native:
             raise UnavailableError(op.NOW)
         slot = self._free.pop()
         try:
-            self._fill(slot, parts, values, streams, error)
-            pid, pidfd = self._clone(slot, clone_flags, cgroup)
+            self._fill(slot, parts, values, streams, error, table)
+            pid, pidfd = self._clone(slot, clone_flags | f.CLONE_FILES * table, cgroup)
         except BaseException:
             self.free(slot)
             raise
@@ -178,13 +184,19 @@ class Native:
     # --- what the child reads -----------------------------------------------------------------
 
     def _fill(
-        self, slot: int, parts: Any, values: Any, streams: tuple[int, int, int], error: int
+        self,
+        slot: int,
+        parts: Any,
+        values: Any,
+        streams: tuple[int, int, int],
+        error: int,
+        shared: bool,
     ) -> None:
         words = self._words
         words[(slot + n.STAMP) >> 3] = words[(slot + n.STAMP + 8) >> 3] = 0
         words[(slot + n.FAILED) >> 3] = 0
         place = (slot + n.PARTS) >> 3
-        words[place] = self._base + self._opening(streams)
+        words[place] = self._base + self._opening(streams, shared)
         for number, native in parts:
             place += 1
             found = self._parts.get(number)
@@ -247,16 +259,21 @@ class Native:
         if len(self._free) == _SLOTS:  # nobody reads them
             self._end = 0
 
-    def _opening(self, streams: tuple[int, int, int]) -> int:
+    def _opening(self, streams: tuple[int, int, int], shared: bool) -> int:
         """What `keeper.child.opening` does."""
-        kind = -1 - (streams[0] >= 0)
+        kind = -1 - (streams[0] >= 0) - 2 * shared
         if kind not in self._parts:
             soft_and_hard = b"".join(
                 number.to_bytes(8, sys.byteorder, signed=True) for number in self._open_files
             )
             numbers = (0, 1, 2) if streams[0] >= 0 else (1, 2)
             connect = [_call("dup2", _stream(fd), fd, wanted=fd) for fd in numbers]
+            part = [
+                _call("close_range", COMMON, -1, f.CLOSE_RANGE_UNSHARE, wanted=0),
+                _call("write", n.value(n.VALUE_ERROR), bytes((op.RECORD_TABLE,)), 1, wanted=1),
+            ]
             opening = [
+                *(part if shared else ()),
                 *connect,
                 _call("dup3", n.value(n.VALUE_ERROR), op.ERROR_FD, os.O_CLOEXEC, wanted=3),
                 _call("close_range", op.JOIN_FD, -1, 0, wanted=0),

@@ -13,7 +13,7 @@ import pytest
 from craterun.core import native as n
 from craterun.core import opcodes as op
 from craterun.core.assembler import Assembler
-from craterun.keeper.native import Native, UnavailableError, make_native
+from craterun.keeper.native import COMMON, Native, UnavailableError, make_native
 from craterun.linux import memory
 from tests.kernel.forked import in_child
 from tests.kernel.prepared import prepared
@@ -38,8 +38,13 @@ class Launcher:
             os.close(end)
         return ends[0], ends[1]
 
-    def start(self, assembler: Assembler, *values: Any, number: int = 0) -> tuple[int, int, int]:
-        """(pidfd, slot, what reads the error pipe) of a child that makes these calls."""
+    def start(
+        self, assembler: Assembler, *values: Any, number: int = 0, table: bool = False
+    ) -> tuple[int, int, int]:
+        """(pidfd, slot, what reads the error pipe) of a child that makes these calls.
+
+        :param table: it begins with our table of descriptors, and has one of its own by now
+        """
         code = n.translate(assembler.calls)
         assert code is not None
         error, theirs = self.pipe()
@@ -47,8 +52,10 @@ class Launcher:
         high = os.dup2(out, 150, inheritable=False)
         os.close(out)
         _, pidfd, slot = self.native.start(
-            [(number, code)], values, (-1, high, high), theirs, 0, -1
+            [(number, code)], values, (-1, high, high), theirs, 0, -1, table
         )
+        if table:
+            assert os.read(error, 1) == bytes((op.RECORD_TABLE,))
         os.close(theirs)
         return pidfd, slot, error
 
@@ -116,6 +123,29 @@ def test_it_has_nothing_open_but_its_streams() -> None:
     status, failure = carried_out(build)
     assert failure is None
     assert status <= 4
+
+
+def test_of_the_table_of_its_parent_it_takes_along_what_it_needs() -> None:
+    def build(launcher: Launcher) -> Any:
+        gone, held = os.pipe()
+        for number in range(COMMON, COMMON + 300):
+            os.dup2(held, number)
+        os.close(held)
+        hangs = program()
+        hangs.call("poll", None, 0, -1)
+        pidfd, slot, error = launcher.start(hangs, table=True)
+        (pid,) = Path("/proc/thread-self/children").read_text().split()
+        while sorted(os.listdir(f"/proc/{pid}/fd"), key=int) != ["0", "1", "2", "3"]:
+            os.sched_yield()
+        for number in range(COMMON, COMMON + 300):
+            os.close(number)  # fails if it is no longer there
+        assert os.read(gone, 1) == b"", "somebody else has the pipe"
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        assert os.read(error, 1) == b""
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+        return launcher.native.finish(slot)
+
+    assert carried_out(build) == (0, None)
 
 
 def test_the_limit_on_open_files_is_that_of_the_process_to_be() -> None:
