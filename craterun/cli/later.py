@@ -1,4 +1,5 @@
-"""Modules that trio imports for what commands never do (TLS): executed at their first use.
+"""Modules that trio imports for what commands never do (TLS, names of hosts): executed at their
+first use. And some that are not missed at all.
 
 `importlib.util.LazyLoader` does that, too, but takes the next import of the module for a use of it.
 """
@@ -7,11 +8,18 @@ from __future__ import annotations
 
 import importlib.machinery
 from collections.abc import Sequence
-from importlib.abc import Loader
 from types import ModuleType
 
-_NAMES = frozenset(("hmac", "ipaddress", "ssl"))
-"""No packages: their modules could be imported before them."""
+TYPE_CHECKING = False  # importlib.abc is a slow import (compression modules)
+if TYPE_CHECKING:
+    from importlib.abc import Loader
+else:
+    Loader = object
+
+_NAMES = frozenset(("hmac", "idna", "ipaddress", "ssl"))
+"""No packages whose modules somebody imports by themselves: that could be before them."""
+_DISPENSABLE = frozenset(("typing_extensions",))
+"""Whoever asks for these takes the standard library in their place, which has it all by now."""
 _ASKED_BY_IMPORTS = ("__cached__", "__file__", "__path__")
 
 
@@ -59,7 +67,12 @@ class LaterFinder:
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """Where the module is, with a loader that does not execute it."""
+        """Where the module is, with a loader that does not execute it.
+
+        :raises ModuleNotFoundError: it is dispensable
+        """
+        if name in _DISPENSABLE:
+            raise ModuleNotFoundError(f"{name} is not needed", name=name)
         if name not in _NAMES:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)

@@ -25,6 +25,7 @@ def check(code: str) -> None:
 
 def test_trio_does_not_execute_what_only_other_programs_need() -> None:
     check("assert not {'_ssl', '_hashlib'} & sys.modules.keys()")
+    check("assert not {'tempfile', 'typing_extensions', 'idna.core'} & sys.modules.keys()")
     check("import ssl, hmac\nassert '_ssl' not in sys.modules, 'imported, and not used'")
 
 
@@ -38,6 +39,12 @@ def test_trio_does_not_execute_what_only_other_programs_need() -> None:
         "from ipaddress import ip_address; assert ip_address('::1').is_loopback",
         "import trio; assert trio.SSLStream",
         "import ssl, importlib; ssl.OP_ALL; assert importlib.reload(ssl) is ssl",
+        "import idna; assert idna.encode('ä.example') == b'xn--4ca.example'",
+        "from idna.core import IDNAError; import idna; assert idna.IDNAError is IDNAError",
+        "import typing_extensions; assert typing_extensions.TypedDict",
+        "from ctypes.util import find_library as f; assert f('c') and not f('nothing-like-it')",
+        "import msgspec, typing as t\nclass S(t.TypedDict):\n x: t.NotRequired[int]\n"
+        "assert msgspec.convert({}, S) == {}",
         "import ssl, inspect; ssl.OP_ALL; assert inspect.getsource(ssl)",
     ],
 )
