@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes.util
+import ctypes
 import gc
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 from craterun.cli.later import LaterFinder
 
@@ -27,11 +28,10 @@ def uninterrupted() -> Iterator[None]:
     gc.disable()
     later = LaterFinder()
     sys.meta_path.insert(0, later)
-    find_library, ctypes.util.find_library = ctypes.util.find_library, _in_libc
     try:
-        yield
+        with _threads_in_libc():
+            yield
     finally:
-        ctypes.util.find_library = find_library
         sys.meta_path.remove(later)
         if collects:
             gc.freeze()  # or the first collection would look at all that was imported
@@ -39,9 +39,32 @@ def uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _in_libc(name: str) -> str:
-    """In place of ``ctypes.util.find_library``: glibc has its threads in there since 2.34; without,
-    trio does without names.
+class _Libraries(ModuleType):
+    """In place of ``ctypes.util``, which takes other programs and slow imports to find a library.
+
+    The C library has the threads in it since glibc 2.34; with others trio does without names.
     """
-    del name
-    return "libc.so.6"
+
+    def __init__(self) -> None:
+        super().__init__("ctypes.util")
+
+    @staticmethod
+    def find_library(name: str) -> str:
+        """A file name for ``ctypes.CDLL``."""
+        del name
+        return "libc.so.6"
+
+
+@contextmanager
+def _threads_in_libc() -> Iterator[None]:
+    # The import system sets the attribute as well, where it finds the module itself.
+    modules, package = sys.modules, vars(ctypes)
+    before = modules.get("ctypes.util")
+    modules["ctypes.util"] = package["util"] = _Libraries()
+    try:
+        yield
+    finally:
+        if before is None:
+            del modules["ctypes.util"], package["util"]
+        else:
+            modules["ctypes.util"] = package["util"] = before
