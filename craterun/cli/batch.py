@@ -18,7 +18,7 @@ from craterun.core.units import format_bytes, parse_bytes, parse_env
 from craterun.state.store import default_root
 
 if TYPE_CHECKING:
-    from craterun.batch.runner import Options
+    from craterun.batch.options import Options
     from craterun.cli.batchrun import Ends
 
 _DESCRIPTORS_EACH = 8
@@ -141,8 +141,8 @@ def batch(
         How many log files of each kind to keep, the newest.
     """
     from craterun.batch.job import Job
+    from craterun.batch.options import Keep, Options, Orphans
     from craterun.batch.results import RETRIED, Failure
-    from craterun.batch.runner import Keep, Options, Orphans
     from craterun.cli.batchrun import Ends
 
     if file.startswith("-") and file != "-":

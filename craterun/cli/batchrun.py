@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import trio
 
 from craterun.batch.ledger import Ledger
-from craterun.batch.runner import Batch, Options
+from craterun.batch.options import Options
+from craterun.batch.runner import Batch
 from craterun.cli.batchview import BatchView, summary
 from craterun.cli.output import complain
 from craterun.cli.signals import heeded

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import trio
 
-from craterun.batch.runner import Counts
+from craterun.batch.options import Counts
 from craterun.cli.output import shorten
 from craterun.cli.screen import can_draw
 from craterun.cli.streams import OutputSink

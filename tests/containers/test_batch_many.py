@@ -12,7 +12,8 @@ import trio
 
 from craterun import Container, Spec, Supervisor
 from craterun.batch.job import Job
-from craterun.batch.runner import Batch, Keep, Options
+from craterun.batch.options import Keep, Options
+from craterun.batch.runner import Batch
 from tests.containers.batch_helpers import sh
 
 JOBS = 4

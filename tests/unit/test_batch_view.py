@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from craterun.batch.runner import Counts
+from craterun.batch.options import Counts
 from craterun.cli.batchview import duration, rate, summary
 
 
