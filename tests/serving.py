@@ -46,16 +46,23 @@ class Server:
         """Processes that run commands, or wait for one."""
         return children(self.children()["craterun-spawn"])
 
+    def busy_workers(self) -> list[int]:
+        """Those that have a client now: their stdout is not /dev/null."""
+        found = []
+        for pid in self.workers():
+            try:
+                if os.readlink(f"/proc/{pid}/fd/1") != "/dev/null":
+                    found.append(pid)
+            except OSError:
+                continue  # it has just ended
+        return found
+
     def busy_worker(self) -> int:
-        """The one that has a client, as soon as there is one: its stdout is not /dev/null."""
+        """One that has a client, as soon as there is one."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
-            for pid in self.workers():
-                try:
-                    if os.readlink(f"/proc/{pid}/fd/1") != "/dev/null":
-                        return pid
-                except OSError:
-                    continue  # it has just ended
+            for pid in self.busy_workers():
+                return pid
             os.sched_yield()
         raise AssertionError("no worker has got a job")
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from craterun.batch.running import Started
 from craterun.core.errors import (
     CommandNotExecutableError,
     CommandNotFoundError,
@@ -25,7 +26,6 @@ from craterun.core.life import Instant, Record
 from craterun.core.phases import Phases
 from craterun.state.loghead import Head
 from craterun.state.logs import FILES, Stream
-from craterun.supervisor.container import Container
 
 _REFUSALS = (
     UsageError, RootfsError, CommandNotFoundError, CommandNotExecutableError, LimitError,
@@ -139,7 +139,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     container: str | None = None
     record: Record | None = None
     head: Head | None = None
-    own: Container | None = None
+    own: Started | None = None
     adopted: bool = False
 
     def as_attempt(self) -> Attempt:

@@ -27,26 +27,32 @@ from craterun.batch.results import (
     judge_error,
     make_result,
 )
-from craterun.batch.running import Earlier, Own, Running
-from craterun.core.errors import CraterunError, KeeperDiedError, UsageError, printable
+from craterun.batch.running import Earlier, Host, Own, Running
+from craterun.core.errors import (
+    CraterunError,
+    KeeperDiedError,
+    ShuttingDownError,
+    UsageError,
+    printable,
+)
 from craterun.core.restart import pause_before
 from craterun.core.spec import Spec
 from craterun.linux.fd import Fd
-from craterun.supervisor.main import Supervisor
 
 logger = logging.getLogger("craterun")
 
 
 class Batch:
-    """One batch. `run` it once, within the supervisor's context.
+    """One batch. `run` it once, within the context of who starts its containers.
 
     :ivar counts: how far it is
     :ivar lines: the input
+    :ivar abandoned: it was ended since its containers were, from without
     """
 
     def __init__(
         self,
-        supervisor: Supervisor,
+        host: Host,
         options: Options,
         receive: Callable[[], Awaitable[bytes]],
         emit: Callable[[bytes], Awaitable[None]],
@@ -63,7 +69,7 @@ class Batch:
         """
         self.counts = Counts()
         self.lines = LineReader(receive)
-        self._supervisor = supervisor
+        self._host = host
         self._options = options
         self._emit = emit
         self._ledger = ledger
@@ -77,6 +83,7 @@ class Batch:
         self._running: set[Running] = set()
         self._tasks: trio.Nursery | None = None
         self._broken: Exception | None = None
+        self.abandoned = False
 
     async def run(self) -> None:
         """Until all jobs of the input are done, or those that were begun when it was ended.
@@ -108,6 +115,15 @@ class Batch:
             for running in self._running:
                 self._soon(running.stop)
 
+    def abandon(self) -> None:
+        """Read no further; what runs is being ended by who runs it."""
+        self.halt()
+        self.abandoned = True
+        if not self._ending.is_set():
+            self._ending.set()
+            for running in self._running:
+                self._soon(running.leave)
+
     def kill(self) -> None:
         """Read no further, and kill what runs."""
         self.halt()
@@ -115,6 +131,12 @@ class Batch:
         self._killing = True
         for running in self._running:
             self._soon(running.kill)
+
+    def _ended_by(self, running: Running) -> Callable[[], Coroutine[Any, Any, None]]:
+        """What becomes of one that has begun too late to be ended with the others."""
+        if self._killing:
+            return running.kill
+        return running.leave if self.abandoned else running.stop
 
     def _soon(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         assert self._tasks is not None
@@ -219,14 +241,14 @@ class Batch:
         if self._ledger is not None and self._ledger.crashed:
             for number in range(self._ledger.attempts, 1, -1):
                 container_id = self._id(line, job, number)
-                if container_id and earlier.exists(self._supervisor.store, container_id):
+                if container_id and earlier.exists(self._host.store, container_id):
                     return number
         return 1
 
     # --- one attempt ------------------------------------------------------------------------------
 
     async def _attempt(self, container_id: str | None, job: Job, spec: Spec) -> Outcome:
-        store = self._supervisor.store
+        store = self._host.store
         file: Fd | None = None
         try:
             if self._ledger is not None and self._ledger.crashed:
@@ -240,6 +262,9 @@ class Batch:
         except KeeperDiedError as error:
             self._break(error)
             return Outcome(failure=Failure.CANCELLED, error=str(error))
+        except ShuttingDownError as error:
+            self.abandon()
+            return Outcome(failure=Failure.CANCELLED, error=str(error))
         except (CraterunError, OSError) as error:
             return judge_error(error)
         finally:
@@ -249,16 +274,17 @@ class Batch:
     async def _run(
         self, container_id: str | None, job: Job, spec: Spec, file: Fd | None
     ) -> Outcome:
-        container = await self._supervisor.start(spec, container_id=container_id)
+        container = await self._host.start(spec, container_id=container_id)
         head = container.keep_head(self._options.capture or 0)
         own = Own(container)
         self._running.add(own)
         try:
             if self._ending.is_set():
-                self._soon(own.kill if self._killing else own.stop)
+                self._soon(self._ended_by(own))
             if job.has_input and not container.stdin.closed:
+                stdin = Fd(container.stdin.take())  # before it ends, which would close this
                 async with trio.open_nursery() as feeding:
-                    feeding.start_soon(feed, container.stdin, str(job.stdin or ""), file)
+                    feeding.start_soon(feed, stdin, str(job.stdin or ""), file)
                     await container.wait()
                     feeding.cancel_scope.cancel()
             else:
@@ -286,12 +312,12 @@ class Batch:
 
     async def _see_through(self, container_id: str, job: Job) -> Outcome | None:
         """The end of a container that a batch that was killed has begun; None: run it again."""
-        store = self._supervisor.store
+        store = self._host.store
         before = Earlier(store, container_id)
         self._running.add(before)
         try:
             if self._ending.is_set():
-                self._soon(before.kill if self._killing else before.stop)
+                self._soon(self._ended_by(before))
             # Nobody knows whether it was given all of its input: who wrote that was killed.
             wait = self._options.orphans is Orphans.WAIT and not job.has_input
             record = await before.outcome(wait=wait)
@@ -327,7 +353,7 @@ class Batch:
             outcome,
             number,
             tuple(others),
-            folder=self._supervisor.store.path(outcome.container or "") if kept else None,
+            folder=self._host.store.path(outcome.container or "") if kept else None,
             capture=self._options.capture is not None,
         )
         if failure is None:
@@ -364,7 +390,7 @@ class Batch:
             await self._remove_earlier(outcome.container)
 
     async def _remove_earlier(self, container_id: str) -> None:
-        store = self._supervisor.store
+        store = self._host.store
         if earlier.exists(store, container_id):
             try:
                 await trio.to_thread.run_sync(earlier.remove, store, container_id)

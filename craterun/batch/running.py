@@ -10,9 +10,44 @@ import trio
 
 from craterun.batch import earlier
 from craterun.core.errors import ContainerNotRunningError, CraterunError
-from craterun.core.life import Record
+from craterun.core.life import ExitStatus, Record
+from craterun.core.spec import Spec
+from craterun.linux.fd import Fd
+from craterun.state.loghead import Head
 from craterun.state.store import Store
-from craterun.supervisor.container import Container
+
+
+class Started(Protocol):
+    """A container as a batch needs it: `craterun.Container`, or what stands for one."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def record(self) -> Record: ...
+
+    @property
+    def stdin(self) -> Fd: ...
+
+    def keep_head(self, limit: int) -> Head: ...
+
+    def send_signal(self, number: int) -> None: ...
+
+    def kill(self) -> None: ...
+
+    async def wait(self) -> ExitStatus: ...
+
+    async def remove(self) -> None: ...
+
+
+class Host(Protocol):
+    """Who starts a batch's containers: `craterun.Supervisor`, or one that stands for it."""
+
+    @property
+    def store(self) -> Store: ...
+
+    async def start(self, spec: Spec, *, container_id: str | None = None) -> Started:
+        """:raises ShuttingDownError: it starts no more, and ends those that run"""
 
 
 class Running(Protocol):
@@ -22,11 +57,13 @@ class Running(Protocol):
 
     async def kill(self) -> None: ...
 
+    async def leave(self) -> None: ...
+
 
 class Own:
     """One that this batch has started."""
 
-    def __init__(self, container: Container) -> None:
+    def __init__(self, container: Started) -> None:
         self._container = container
         self._asked = False
         self._killed = False
@@ -52,6 +89,10 @@ class Own:
             return
         self._killed = True
         self._container.kill()  # which lets go of a paused one, too
+
+    async def leave(self) -> None:
+        """Its supervisor is about to ask it to end."""
+        self._asked = True
 
     def was_ended(self, record: Record) -> bool:
         """Whether it would have gone on: it had heard of its end, or has died by our SIGKILL."""
@@ -84,6 +125,10 @@ class Earlier:
     async def kill(self) -> None:
         """SIGKILL it."""
         await self._end(earlier.kill)
+
+    async def leave(self) -> None:
+        """Ask it to end: its supervisor may be another one than ours."""
+        await self.stop()
 
     async def _end(self, function: Callable[[Store, str], None]) -> None:
         self._ended = True

@@ -15,15 +15,22 @@ from craterun.cli.uninterrupted import uninterrupted
 from craterun.core.errors import UsageError, printable
 from craterun.core.spec import HOST_ROOTFS
 from craterun.core.units import format_bytes, parse_bytes, parse_env
+from craterun.serve import desk
 from craterun.state.store import default_root
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from craterun.batch.options import Options
+    from craterun.batch.running import Host
     from craterun.cli.batchrun import Ends
+    from craterun.serve.jobs import Desk
 
 _DESCRIPTORS_EACH = 8
 _DESCRIPTORS_BESIDES = 64
 _MAX_CAPTURE_BYTES = 64 * 1024 * 1024
+_MAX_LENT_BYTES = 64 * 1024 * 1024
+"""The beginnings of outputs that a server keeps in memory for one batch."""
 
 
 def batch(
@@ -201,7 +208,9 @@ def batch(
     from craterun.linux.userns import become_root
 
     root = default_root()  # that of the real user: from here on, everybody is root
-    source = 0 if file == "-" else os.open(file, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    if desk.current is not None and (options.capture or 0) * options.jobs > _MAX_LENT_BYTES:
+        raise desk.DeclinedError
+    source = _open(file)
     become_root()
     if rootfs not in (None, HOST_ROOTFS):
         from craterun.linux.rootfs import check_rootfs
@@ -221,6 +230,8 @@ def batch(
 
 
 def _run(options: Options, ends: Ends) -> int:
+    if desk.current is not None:
+        return _run_by_server(desk.current, options, ends)
     from craterun.keeper.spawn import spawn_keeper
 
     # The keeper starts on the other core while this process imports trio.
@@ -229,11 +240,51 @@ def _run(options: Options, ends: Ends) -> int:
         with uninterrupted():
             import trio
 
-            from craterun.cli.batchrun import conduct
+            from craterun.cli.batchrun import conduct, open_ledger
+            from craterun.supervisor.link import KeeperLink
+            from craterun.supervisor.main import Supervisor
+        ledger = open_ledger(options, ends)
     except BaseException:
         keeper.close()
         raise
-    return trio.run(conduct, options, ends, keeper)
+    return trio.run(
+        conduct, options, ends, ledger, lambda: Supervisor(ends.root, link=KeeperLink(*keeper))
+    )
+
+
+def _run_by_server(counter: Desk, options: Options, ends: Ends) -> int:
+    """All is done here, as ever, but for the containers, which the server looks after."""
+    import trio
+
+    from craterun.cli.batchrun import conduct, open_ledger
+    from craterun.serve.borrowing import borrow
+
+    ledger = open_ledger(options, ends)
+    closing = trio.Event()
+
+    def hosting() -> AbstractAsyncContextManager[Host]:
+        return borrow(counter, ends.root, head_bytes=options.capture or 0, closing=closing)
+
+    return trio.run(conduct, options, ends, ledger, hosting, closing)
+
+
+def _open(file: str) -> int:
+    """The input. What only the client itself can open or read is left to it.
+
+    :raises OSError: it cannot be opened
+    """
+    if file == "-":
+        desk.leave_terminal_alone()
+        return 0
+    try:
+        source = os.open(file, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        if desk.current is not None:
+            raise desk.DeclinedError from None  # one of its descriptors, as of <(…), or no file
+        raise
+    if desk.current is not None and os.isatty(source):
+        raise desk.DeclinedError
+    return source
 
 
 def _jobs(asked: int | None) -> int:

@@ -6,7 +6,8 @@ import os
 import signal
 import stat
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 import trio
@@ -14,14 +15,12 @@ import trio
 from craterun.batch.ledger import Ledger
 from craterun.batch.options import Options
 from craterun.batch.runner import Batch
+from craterun.batch.running import Host
 from craterun.cli.batchview import BatchView, summary
 from craterun.cli.output import complain
 from craterun.cli.signals import heeded
 from craterun.cli.streams import OutputSink, read_stdin
 from craterun.core.errors import CraterunError, printable
-from craterun.keeper.spawn import SpawnedKeeper
-from craterun.supervisor.link import KeeperLink
-from craterun.supervisor.main import Supervisor
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -43,26 +42,41 @@ class Ends:
     quiet: bool
 
 
-async def conduct(options: Options, ends: Ends, keeper: SpawnedKeeper) -> int:
-    """Run the batch. Returns the exit code."""
-    ledger = None
-    try:
-        if ends.output is not None:
-            ledger = Ledger(
-                ends.output,
-                ends.root,
-                resume=ends.resume,
-                rerun_failed=ends.rerun_failed,
-                attempts=options.attempts,
-            )
-    except BaseException:
-        keeper.close()
-        raise
+def open_ledger(options: Options, ends: Ends) -> Ledger | None:
+    """The file of results, if there is one. The caller closes it.
+
+    :raises UsageError: it must not be written to
+    :raises OSError: it cannot be opened
+    """
+    if ends.output is None:
+        return None
+    return Ledger(
+        ends.output,
+        ends.root,
+        resume=ends.resume,
+        rerun_failed=ends.rerun_failed,
+        attempts=options.attempts,
+    )
+
+
+async def conduct(
+    options: Options,
+    ends: Ends,
+    ledger: Ledger | None,
+    hosting: Callable[[], AbstractAsyncContextManager[Host]],
+    closing: trio.Event | None = None,
+) -> int:
+    """Run the batch. Returns the exit code.
+
+    :param ledger: taken
+    :param hosting: opens who starts its containers; left, none of them runs
+    :param closing: set when all containers are ended from without
+    """
     sink = OutputSink(1)
     try:
         with trio.open_signal_receiver(*(n for n in heeded() if n in _ENDING)) as signals:
-            async with Supervisor(ends.root, link=KeeperLink(*keeper)) as supervisor:
-                return await _Conductor(options, ends, ledger, supervisor, sink).run(signals)
+            async with hosting() as host:
+                return await _Conductor(options, ends, ledger, host, sink).run(signals, closing)
     finally:
         sink.close()
         if ledger is not None:
@@ -75,7 +89,7 @@ class _Conductor:
         options: Options,
         ends: Ends,
         ledger: Ledger | None,
-        supervisor: Supervisor,
+        host: Host,
         sink: OutputSink,
     ) -> None:
         self._ends = ends
@@ -83,7 +97,7 @@ class _Conductor:
         self._writing = trio.Lock()
         self._signal: int | None = None
         self._batch = Batch(
-            supervisor,
+            host,
             options,
             lambda: read_stdin(ends.source),
             self._print if ledger is None else _nowhere,
@@ -96,12 +110,14 @@ class _Conductor:
             lines, size = self._batch.lines, _size(ends.source)
             self._view = BatchView(self._batch.counts, lambda: lines.consumed, size)
 
-    async def run(self, signals: AsyncIterator[int]) -> int:
+    async def run(self, signals: AsyncIterator[int], closing: trio.Event | None) -> int:
         """To the end. Returns the exit code."""
         begun = trio.current_time()
         broken: OSError | None = None
         async with trio.open_nursery() as around:
             around.start_soon(self._heed, signals, around.cancel_scope)
+            if closing is not None:
+                around.start_soon(self._heed_end, closing)
             if self._view is not None:
                 around.start_soon(self._view.show)
             try:
@@ -125,6 +141,11 @@ class _Conductor:
             complain(summary(counts, trio.current_time() - begun))
         if self._signal is not None:
             return 128 + self._signal
+        if self._batch.abandoned:
+            rest = "go on with --resume" if self._ends.output else "the rest of the input was left"
+            raise CraterunError(
+                f"the server, whose containers they were, was shut down before the end; {rest}"
+            )
         return 1 if counts.failed or counts.cancelled or counts.skipped_failed else 0
 
     async def _heed(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
@@ -141,6 +162,10 @@ class _Conductor:
                 self._batch.kill()
             else:
                 everything.cancel()
+
+    async def _heed_end(self, closing: trio.Event) -> None:
+        await closing.wait()
+        self._batch.abandon()
 
     async def _print(self, result: bytes) -> None:
         async with self._writing:

@@ -31,8 +31,8 @@ def bench(
 
     Containers are started by one supervisor, with isolation, logs and records as by `run`. Peers
     are started as processes, many at once by xargs, as their users start them. All take turns.
-    State is kept where it always is (--root), and removed afterwards. docs/bench.md explains the
-    figures.
+    State is kept where it always is (--root), and removed afterwards. A server (craterun serve) is
+    not used: what others have it do is no part of this. docs/bench.md explains the figures.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _SERVER_LOST = 125
-_OWN_COMMANDS = ("serve", "shutdown", "bench", "batch")
+_OWN_COMMANDS = ("serve", "shutdown", "bench")
 _PASSED_ON = (
     _signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGUSR1,
     _signal.SIGUSR2, _signal.SIGWINCH, _signal.SIGTSTP,
@@ -283,7 +283,8 @@ class _Client:
                 os._exit(_SERVER_LOST)
 
     def _die_of(self, number: int) -> None:
-        _signal.signal(number, _signal.SIG_DFL)
+        if number != _signal.SIGKILL:  # which has no other disposition
+            _signal.signal(number, _signal.SIG_DFL)
         _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [number])
         os.kill(os.getpid(), number)
         os._exit(128 + number)  # of a signal that does not kill by default

@@ -13,10 +13,11 @@ from craterun.serve.hello import decode_hello
 from craterun.serve.jobs import Desk
 
 _LATE = (
-    "craterun.cli.attached", "craterun.cli.foreground", "craterun.cli.limits",
-    "craterun.cli.parser", "craterun.cli.served",
+    "craterun.cli.attached", "craterun.cli.batchrun", "craterun.cli.foreground",
+    "craterun.cli.limits", "craterun.cli.parser", "craterun.cli.served",
     "craterun.client.logs", "craterun.keeper.spawn", "craterun.linux.limits",
-    "craterun.linux.meter", "craterun.linux.features", "craterun.core.limit_files", "trio",
+    "craterun.linux.meter", "craterun.linux.features", "craterun.core.limit_files",
+    "craterun.serve.borrowing", "trio",
 )  # fmt: skip
 """Imported by commands only when they need it."""
 

@@ -73,6 +73,10 @@ class KeeperDiedError(CraterunError):
     """The keeper, and with it every container of this supervisor, is gone."""
 
 
+class ShuttingDownError(CraterunError):
+    """Nothing more is started: whoever would do that is ending, and ends what it has started."""
+
+
 class CommandNotFoundError(CraterunError):
     """The command exists nowhere in the container's PATH."""
 

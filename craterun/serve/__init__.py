@@ -3,5 +3,6 @@
 `frames` is what goes over the socket, in a form that the client writes without any import; `hello`
 is the server's strict reading of it. `listener` owns the socket, `workers` the processes that run
 commands, `server` brings them together. What a session of ``run`` is, the command line says
-(`cli.session`).
+(`cli.sessions`). A command with many containers stays in its worker and borrows the supervisor for
+them (`borrowing`, `lending`).
 """

@@ -13,6 +13,8 @@ from craterun.linux.fd import Fd
 from craterun.serve import frames
 from craterun.serve.hello import BrokenClientError, Hello, Incoming, close_all, decode_signal
 from craterun.serve.jobs import Answer, Code, Decline, HandOver, Start
+from craterun.serve.lending import Lender, Loan
+from craterun.serve.loans import Launch, Signal
 from craterun.serve.workers import SpawnerDiedError, Worker, Workers
 
 _PENDING_SIGNALS = 64
@@ -50,7 +52,7 @@ class Peer:
             return
 
 
-class House(Protocol):
+class House(Lender, Protocol):
     """What an attendance needs of its server."""
 
     workers: Workers
@@ -86,13 +88,19 @@ class Attendance:
         self._fds = fds
         self._worker: Worker | None = None
         self._peer: Peer | None = None
+        self._loan: Loan | None = None
         self._sent: list[int] = []
         self._gone = False
 
     @property
     def is_attached(self) -> bool:
-        """Whether it is that of a container in the foreground."""
-        return self._peer is not None
+        """Whether it is that of a container in the foreground, or of many."""
+        return self._peer is not None or self._loan is not None
+
+    def announce_end(self) -> None:
+        """The server is about to stop all containers."""
+        if self._loan is not None:
+            self._loan.announce_end()
 
     async def run(self) -> None:
         """Until the command has ended and the client knows."""
@@ -114,15 +122,17 @@ class Attendance:
         try:
             async with trio.open_nursery() as tasks:
                 tasks.start_soon(self._listen)
-                reply = await self._conduct(self._worker)
+                reply = await self._conduct(self._worker, tasks)
                 tasks.cancel_scope.cancel()
         finally:
             self._worker.send_signal(signal.SIGKILL)  # of no effect, unless we are cancelled
             self._worker.close()
+            if self._loan is not None:
+                self._loan.close()
             self._house.workers.refill()
         return reply
 
-    async def _conduct(self, worker: Worker) -> bytes | None:
+    async def _conduct(self, worker: Worker, tasks: trio.Nursery) -> bytes | None:
         """What to tell the client in the end; None if there is nobody to tell, or nothing known."""
         try:
             await worker.send(self._payload, self._fds)
@@ -141,7 +151,11 @@ class Attendance:
                 return frames.reply(frames.EXITED, message.code & 0xFF)
             if isinstance(message, Decline):
                 return frames.reply(frames.DECLINED, 1)
-            if isinstance(message, Start):
+            if isinstance(message, Launch | Signal):
+                if self._loan is None:
+                    self._loan = Loan(self._house, worker, tasks)
+                self._loan.take(message)
+            elif isinstance(message, Start):
                 await self._answer(worker, await self._house.start(message.request))
             else:
                 return await self._take_over(message)

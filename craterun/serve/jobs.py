@@ -25,6 +25,7 @@ from craterun.core import flags as f
 from craterun.linux import calls
 from craterun.serve import desk, frames
 from craterun.serve.hello import Hello, decode_hello
+from craterun.serve.loans import Launch, Signal
 
 MESSAGE_BYTES = 4096
 """The longest message between server and spawner."""
@@ -86,15 +87,18 @@ class Answer(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 FromSpawner = Born | Ended
-FromWorker = Code | Decline | Start | HandOver
+FromWorker = Code | Decline | Start | HandOver | Launch | Signal
 
 
 class Desk:
-    """A worker's connection to the server, for the command that it runs."""
+    """A worker's connection to the server, for the command that it runs.
+
+    :ivar socket: blocking
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         """Takes ownership."""
-        self._socket = sock
+        self.socket = sock
 
     def start(self, request: bytes) -> Answer:
         """Have the server start a container in the background.
@@ -111,7 +115,7 @@ class Desk:
 
     def tell(self, message: FromWorker) -> None:
         """Send."""
-        self._socket.sendall(frames.frame(msgspec.msgpack.encode(message)))
+        self.socket.sendall(frames.frame(msgspec.msgpack.encode(message)))
 
     def receive(self) -> bytes:
         """The next payload.
@@ -123,7 +127,7 @@ class Desk:
     def _exactly(self, size: int) -> bytes:
         data = bytearray()
         while len(data) < size:
-            more = self._socket.recv(size - len(data))
+            more = self.socket.recv(size - len(data))
             if not more:
                 raise ConnectionResetError("the server has gone")
             data += more
@@ -132,7 +136,7 @@ class Desk:
     def receive_job(self) -> tuple[Hello, Sequence[int]] | None:
         """A client's hello with its descriptors; None if there is none any more."""
         data, fds, _, _ = socket.recv_fds(
-            self._socket, 4, frames.HELLO_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            self.socket, 4, frames.HELLO_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
         )
         if not data:
             return None
@@ -141,10 +145,10 @@ class Desk:
 
     def keep_only_this(self) -> None:
         """Close every descriptor but ours, which becomes `_DESK_FD`, and the standard streams."""
-        os.dup2(self._socket.fileno(), _DESK_FD, inheritable=False)
-        if self._socket.fileno() != _DESK_FD:
-            self._socket.close()
-            self._socket = socket.socket(fileno=_DESK_FD)
+        os.dup2(self.socket.fileno(), _DESK_FD, inheritable=False)
+        if self.socket.fileno() != _DESK_FD:
+            self.socket.close()
+            self.socket = socket.socket(fileno=_DESK_FD)
         calls.close_range(_DESK_FD + 1)
 
     def keep_nothing_else(self) -> None:

@@ -100,6 +100,7 @@ class Server:
         self._host = HostWatch()
         self._budget = Budget(_UNFINISHED_BYTES)
         self._containers: dict[str, Container] = {}
+        self._beginning = 0
         self._clients = 0
         self._attendances: set[Attendance] = set()
         self._change = trio.Event()
@@ -148,7 +149,7 @@ class Server:
                 await self._accept()
             self._listener.close()
             if self._leave:
-                for container in self._containers.values():
+                for container in list(self._containers.values()):
                     await container.recorded()
             else:
                 await self._stop_containers()
@@ -237,15 +238,29 @@ class Server:
         """Run a container in the foreground of ``peer``; the exit code."""
         return await self._sessions.run(self, request, peer)
 
-    async def begin(self, spec: Spec) -> Container:
+    @property
+    def is_ending(self) -> bool:
+        """Whether nobody is let in any more."""
+        return self._ending.is_set()
+
+    async def begin(
+        self, spec: Spec, *, container_id: str | None = None, look_again: bool = True
+    ) -> Container:
         """Start a container for a session; it is stopped at the end of the server.
 
+        :param look_again: the host and root directories may have changed
         :raises CraterunError: whatever `Supervisor.start` raises
         """
-        self.supervisor.look_again(at_host=self._host.has_changed())
-        container = await self.supervisor.start(spec)
-        self._containers[container.id] = container
-        self._tasks.start_soon(self._forget_at_end, container)
+        if look_again:
+            self.supervisor.look_again(at_host=self._host.has_changed())
+        self._beginning += 1
+        try:
+            container = await self.supervisor.start(spec, container_id=container_id)
+            self._containers[container.id] = container
+            self._tasks.start_soon(self._forget_at_end, container)
+        finally:
+            self._beginning -= 1
+            self._note_change()
         return container
 
     async def _forget_at_end(self, container: Container) -> None:
@@ -255,10 +270,14 @@ class Server:
 
     async def _stop_containers(self) -> None:
         """As ``craterun stop`` does; then see those off who were attached."""
-        store, ids = Store(self.supervisor.store.root), list(self._containers)
-        if ids:
-            await trio.to_thread.run_sync(local.stop, store, ids)
-        while self._containers:
+        for attendance in self._attendances:
+            attendance.announce_end()
+        store, asked = Store(self.supervisor.store.root), set[str]()
+        while self._containers or self._beginning:
+            # Those that were just being started come later.
+            if ids := [name for name in self._containers if name not in asked]:
+                asked.update(ids)
+                self._tasks.start_soon(trio.to_thread.run_sync, local.stop, store, ids)
             await self._wait_change()
         with trio.move_on_after(_GOODBYE_SECONDS):
             while any(attendance.is_attached for attendance in self._attendances):

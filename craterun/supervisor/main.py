@@ -76,7 +76,7 @@ class Supervisor:
 
     async def __aenter__(self) -> Supervisor:
         self._services = Services(self._keeper or KeeperLink.spawn(), self.store.root, self.facts)
-        _raise_open_files()  # after the keeper was started: containers get what we got
+        raise_open_files()  # after the keeper was started: containers get what we got
         self._context = self._serve(self._services)
         await self._context.__aenter__()
         return self
@@ -346,7 +346,7 @@ class Supervisor:
         return execution
 
 
-def _raise_open_files() -> None:
+def raise_open_files() -> None:
     """As many descriptors as the hard limit allows: a container takes five of them."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers import helpers
+from tests.containers import batch_helpers, helpers
 from tests.containers.batch_helpers import as_lines, by_line, run_batch, sh
 from tests.containers.helpers import Cli
 from tests.containers.screens import Window
 
-cli = helpers.cli
+pytestmark = pytest.mark.no_server
+cli, server = batch_helpers.cli, batch_helpers.server
 
 
 def test_a_result_says_how_it_ended_and_where_its_log_is(cli: Cli, rootfs: Path) -> None:
@@ -153,7 +154,7 @@ def test_failures_are_tried_again_as_often_as_was_asked_for(cli: Cli, rootfs: Pa
 
 
 def test_what_the_host_fails_at_is_tried_again_unasked(cli: Cli, rootfs: Path) -> None:
-    cli.state_root.mkdir()
+    cli.state_root.mkdir(exist_ok=True)
     jobs = [sh("true")]
     # The folder of names is a file: a container with a name cannot be made.
     (cli.state_root / ".names").write_text("")

@@ -12,20 +12,32 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers import helpers
-from tests.containers.batch_helpers import Result, as_lines, results_of, sh
+from tests.containers import batch_helpers, helpers
+from tests.containers.batch_helpers import (
+    Result,
+    as_lines,
+    keeper_of,
+    kill_batch,
+    kill_keeper_unnoticed,
+    results_of,
+    sh,
+)
 from tests.containers.helpers import Cli, Gate
-from tests.containers.streams_helpers import children_of, is_alive, until, wait_ended
+from tests.containers.streams_helpers import children_of, is_alive, metadata, until, wait_ended
+from tests.serving import Server
 
-cli, make_gate = helpers.cli, helpers.make_gate
+pytestmark = pytest.mark.no_server
+cli, server = batch_helpers.cli, batch_helpers.server
+make_gate = helpers.make_gate
 MakeGate = Callable[[Path], Gate]
 
 
 class Job:
     """A batch with its files, to be begun, killed and gone on with."""
 
-    def __init__(self, cli: Cli, rootfs: Path, tmp_path: Path) -> None:
+    def __init__(self, cli: Cli, server: Server | None, rootfs: Path, tmp_path: Path) -> None:
         self._cli = cli
+        self.server = server
         self._rootfs = rootfs
         self.input = tmp_path / "jobs"
         self.output = tmp_path / "out" / "results"
@@ -48,11 +60,14 @@ class Job:
 
     def kill(self, process: subprocess.Popen[bytes]) -> int:
         """SIGKILL it. Returns its keeper."""
-        (keeper,) = children_of(process.pid)
-        self.keepers.append(keeper)
-        process.kill()
-        process.wait()
+        keeper = keeper_of(process, self.server)
+        self._note_keepers(process)
+        kill_batch(process, self.server)
         return keeper
+
+    def _note_keepers(self, process: subprocess.Popen[bytes]) -> None:
+        if self.server is None:  # whose own goes on
+            self.keepers += children_of(process.pid)
 
     def kill_after(self, count: int, process: subprocess.Popen[bytes]) -> bool:
         """SIGKILL it after so many further results; False if it has ended before."""
@@ -66,9 +81,8 @@ class Job:
             )
         finally:
             os.close(ended)
-        self.keepers += children_of(process.pid)
-        process.kill()
-        return process.wait() == -signal.SIGKILL
+        self._note_keepers(process)
+        return kill_batch(process, self.server) == -signal.SIGKILL
 
     def results(self) -> list[Result]:
         """All that there are, in the order in which they were written."""
@@ -79,8 +93,8 @@ class Job:
 
 
 @pytest.fixture
-def job(cli: Cli, rootfs: Path, tmp_path: Path) -> Iterator[Job]:
-    job = Job(cli, rootfs, tmp_path)
+def job(cli: Cli, server: Server | None, rootfs: Path, tmp_path: Path) -> Iterator[Job]:
+    job = Job(cli, server, rootfs, tmp_path)
     yield job
     for keeper in job.keepers:
         wait_ended(keeper)
@@ -163,7 +177,8 @@ def test_what_runs_when_it_is_killed_is_waited_for_and_not_run_twice(
     assert "was killed" in cli.refused(*job.arguments()) or job.output.stat().st_size
     if ended:
         gate.open()
-        wait_ended(keeper)
+        folder = cli.state_root / before
+        until(folder, lambda: metadata(folder).get("status") == "stopped")
         process = job.start(*options, "--resume")
     else:
         process = job.start(*options, "--resume")
@@ -236,11 +251,7 @@ def test_what_has_died_with_its_keeper_is_run_again(
     job.input.write_bytes(as_lines([once("echo >/up; read x </gate", None)]))
     process = job.start()
     up.wait()
-    (keeper,) = children_of(process.pid)
-    os.kill(process.pid, signal.SIGSTOP)  # it must not hear of the keeper's end
-    os.kill(keeper, signal.SIGKILL)
-    process.kill()
-    process.wait()
+    kill_keeper_unnoticed(process, job.server)
     gate.open()
     job.run("--resume")
     (result,) = job.results()

@@ -12,18 +12,20 @@ from typing import Any
 
 import pytest
 
-from tests.containers import helpers
-from tests.containers.batch_helpers import as_lines, results_of, sh
+from tests.containers import batch_helpers, helpers
+from tests.containers.batch_helpers import as_lines, keeper_of, results_of, sh
 from tests.containers.helpers import Cli, Gate, read_line, read_some
 from tests.containers.streams_helpers import (
     background,
-    children_of,
     metadata,
     until,
     wait_ended,
 )
+from tests.serving import Server
 
-cli, make_gate = helpers.cli, helpers.make_gate
+pytestmark = pytest.mark.no_server
+cli, server = batch_helpers.cli, batch_helpers.server
+make_gate = helpers.make_gate
 MakeGate = Callable[[Path], Gate]
 
 
@@ -213,13 +215,13 @@ def _rest_without_stdout(batch: Producer) -> tuple[int, None, str]:
 
 
 def test_without_its_keeper_it_ends_and_says_so(
-    cli: Cli, rootfs: Path, make_gate: MakeGate
+    cli: Cli, server: Server | None, rootfs: Path, make_gate: MakeGate
 ) -> None:
     up = make_gate(rootfs / "up")
     batch = Producer(cli, rootfs, "--jobs", "1")
     batch.write(sh("echo >/up; sleep 1000 & wait"), sh("true"))
     up.wait()
-    (keeper,) = children_of(batch.process.pid)
+    keeper = keeper_of(batch.process, server)
     os.kill(keeper, signal.SIGKILL)
     code, (result,), said = batch.rest()
     assert (code, result["failure"], result["exit_code"]) == (125, "cancelled", None)
