@@ -12,6 +12,7 @@ from craterun.core.units import argument_bytes
 from craterun.core.users import parse_user, resolve_user
 from craterun.linux import calls
 from craterun.linux.host import mount_table
+from craterun.linux.shortage import SHORTAGES
 
 _MARKERS = ("bin", "usr", "etc")
 _ACCOUNT_FILE_BYTES = 4 * 1024 * 1024
@@ -22,6 +23,7 @@ def check_rootfs(path: str) -> RootDirectory:
 
     :raises RootfsError: it is relative, missing, not a directory, the host's own root, or holds
         none of bin/, usr/ and etc/
+    :raises OSError: the host is short of what it takes to look
     """
     shown = printable(path)
     if not path:
@@ -36,6 +38,8 @@ def check_rootfs(path: str) -> RootDirectory:
         real = os.path.realpath(path, strict=True)
         fd = os.open(real, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
         raise RootfsError(f"rootfs {shown}: {os.strerror(error.errno or 0)}") from error
     try:
         found = os.fstat(fd)
@@ -97,10 +101,14 @@ def read_inside(root: int, path: bytes) -> str:
 
     The file belongs to the container: it may be a FIFO to block on or larger than memory, neither
     of which counts as an account file.
+
+    :raises OSError: the host is short of what it takes to look
     """
     try:
         place = calls.openat2(root, path, os.O_PATH, f.RESOLVE_IN_ROOT | f.RESOLVE_NO_MAGICLINKS)
-    except OSError:
+    except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
         return ""
     try:
         # Looked at before it is opened: opening alone does something to a device or a FIFO.
@@ -109,7 +117,9 @@ def read_inside(root: int, path: bytes) -> str:
             return ""
         with open(f"/proc/self/fd/{place}", "rb") as file:
             return file.read(_ACCOUNT_FILE_BYTES).decode("utf-8", "replace")
-    except OSError:
+    except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
         return ""
     finally:
         os.close(place)

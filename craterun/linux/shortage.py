@@ -40,7 +40,10 @@ def cause(errno: int, *, pid: int = 0, namespaces: int = 0, mounting: bool = Fal
     if errno == e.EMFILE:
         return open_files(pid)
     if errno == e.ENFILE:
-        return f"all files that the host may have are open ({_sysctl('fs.file-max')})"
+        return (
+            f"all files that the host may have are open ({_sysctl('fs.file-max')}): end something, "
+            "or raise it with: sysctl -w fs.file-max=…"
+        )
     if errno == e.EAGAIN:
         return processes(pid)
     if errno == e.ENOSPC and namespaces:

@@ -168,7 +168,10 @@ class OomMonitor:
         """
         if watch.process is None or watch.ended:
             return True
-        doomed = is_process_doomed(watch.process.pid, watch.process.start_time)
+        try:
+            doomed = is_process_doomed(watch.process.pid, watch.process.start_time)
+        except OSError:
+            return False  # no descriptor to look with: nothing is known, so nothing is cleared
         if not doomed and watch.cgroup is not None:
             self._read(watch)
         return doomed

@@ -46,6 +46,15 @@ async def refused(supervisor, spec=None):
         return error
     raise AssertionError(f"{container.id} was started")
 
+async def until_refused(supervisor):
+    "As many as fit: those that run, and why the next one does not."
+    alive = []
+    while True:
+        try:
+            alive.append(await supervisor.start(asks()))
+        except KernelRefusedError as error:
+            return alive, error
+
 def cgroups_of(ids):
     found = []
     for top, folders, _ in os.walk("/sys/fs/cgroup"):
@@ -60,3 +69,10 @@ def program(
     """Run ``async def main()`` of ``body``; what it returns."""
     code = f"{PRELUDE}\n{body}\nprint(json.dumps(trio.run(main)))"
     return run_python(code, rootfs, state_root, *arguments, prefix=prefix)
+
+
+def in_user_namespace(*sysctls: str) -> tuple[str, ...]:
+    """Command in front of one for whose user namespace other values hold, as in ``name=3``."""
+    lines = [f"echo {value} >/proc/sys/{name}" for name, value in (s.split("=") for s in sysctls)]
+    script = "; ".join(("set -e", *lines, 'exec "$@"'))
+    return ("unshare", "--user", "--map-root-user", "--", "sh", "-c", script, "sh")

@@ -24,7 +24,7 @@ from craterun.linux.host import hierarchies
 from craterun.linux.proc import parse_mountinfo
 from tests.containers import helpers
 from tests.containers.helpers import Gate, read_line, wait_exit
-from tests.containers.host_limits_helpers import PRELUDE, program
+from tests.containers.host_limits_helpers import PRELUDE, in_user_namespace, program
 
 cli = helpers.cli
 make_gate = helpers.make_gate
@@ -188,13 +188,7 @@ def test_a_successor_that_cannot_be_started_yet_is_started_later(
 TOO_MANY_NAMESPACES = """
 async def main():
     async with Supervisor(STATE) as supervisor:
-        alive = []
-        while True:
-            try:
-                alive.append(await supervisor.start(asks()))
-            except KernelRefusedError as error:
-                refusal = error
-                break
+        alive, refusal = await until_refused(supervisor)
         again = str(await refused(supervisor))
         count = len(alive)
         await ends_right(alive.pop())
@@ -210,13 +204,6 @@ async def main():
             await ends_right(container)
     return [count, refusal.errno, str(refusal), again]
 """
-
-
-def in_user_namespace(*sysctls: str) -> tuple[str, ...]:
-    """Command in front of one for whose user namespace other values hold, as in ``name=3``."""
-    lines = [f"echo {value} >/proc/sys/{name}" for name, value in (s.split("=") for s in sysctls)]
-    script = "; ".join(("set -e", *lines, 'exec "$@"'))
-    return ("unshare", "--user", "--map-root-user", "--", "sh", "-c", script, "sh")
 
 
 @pytest.mark.parametrize("kind", ["net", "pid", "mnt", "uts", "ipc"])

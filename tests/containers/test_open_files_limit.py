@@ -17,13 +17,7 @@ TOO_MANY_FILES = """
 async def main():
     async with Supervisor(STATE) as supervisor:
         first = len(os.listdir("/proc/self/fd"))
-        alive = []
-        while True:
-            try:
-                alive.append(await supervisor.start(asks()))
-            except KernelRefusedError as error:
-                refusal = error
-                break
+        alive, refusal = await until_refused(supervisor)
         assert refusal.errno == errno.EMFILE, refusal
         again = str(await refused(supervisor))
         # An OOM kill, told live; a start in the place of one that has ended.
