@@ -29,6 +29,7 @@ _CLONE_HINTS = {
     e.EPERM: "creating namespaces is not permitted here",
     e.EMFILE: "the limit on open files is reached (ulimit -n)",
 }
+_SHORTAGES = (e.EAGAIN, e.EMFILE, e.ENFILE, e.ENOMEM)
 _ELF_MACHINES = {
     0x03: "i386", 0x08: "MIPS", 0x15: "PowerPC64", 0x16: "s390", 0x28: "ARM", 0x3E: "x86-64",
     0xB7: "AArch64", 0xF3: "RISC-V", 0x102: "LoongArch",
@@ -59,7 +60,7 @@ def explain(
     if kind == b"c" and text:
         call = text.decode()
     if isinstance(failed, s.Execute):
-        return _explain_execute(failed, errno, text)
+        return _explain_execute(failed, errno, text, cause)
     if isinstance(failed, s.ChangeDirectory):
         return _explain_directory(failed, errno)
     if isinstance(failed, m.CloneTree) and errno == e.ESTALE:
@@ -122,13 +123,15 @@ def _explain_directory(failed: s.ChangeDirectory, errno: int) -> CraterunError:
     return UsageError(f"workdir {path}: {os.strerror(errno)}")
 
 
-def _explain_execute(failed: s.Execute, errno: int, evidence: bytes) -> CraterunError:
+def _explain_execute(failed: s.Execute, errno: int, evidence: bytes, cause: str) -> CraterunError:
     name = printable(failed.arguments[0])
     path, _, head = evidence.partition(b"\0")
     if not path:
         where = "" if b"/" in failed.arguments[0] else " in the container's PATH"
         return CommandNotFoundError(f"command {name!r} not found{where}")
     shown = printable(path)
+    if errno in _SHORTAGES:  # which says nothing of the file
+        return KernelRefusedError(f"execute {shown}", "execve", "", errno, cause)
     reason = {
         e.ENOENT: _missing_interpreter(head),
         e.ENOEXEC: _bad_format(head),

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from craterun.core import flags as f
 from craterun.core.errors import KernelRefusedError, printable
 from craterun.core.oom import parse_oom_kills
+from craterun.core.units import short_bytes
 from craterun.linux.fd import reserved_files
 from craterun.linux.host import hierarchies
 from craterun.linux.proc import parse_cgroup, parse_mountinfo
@@ -24,6 +25,12 @@ SHORTAGES = frozenset((e.EAGAIN, e.EMFILE, e.ENFILE, e.ENOBUFS, e.ENOMEM, e.ENOS
 """What the kernel says when it could do something, but has no room for it."""
 NO_THREAD = "can't start new thread"
 """How CPython reports EAGAIN of pthread_create(3)."""
+_MEMORY_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    2: ("memory.max", "memory.current"),
+}
+_ALMOST_BYTES = 1024 * 1024
+"""Less than this and a cgroup is full: what a process takes before it runs is about as much."""
 _NAMESPACES = {
     f.CLONE_NEWNET: "net", f.CLONE_NEWPID: "pid", f.CLONE_NEWNS: "mnt", f.CLONE_NEWUTS: "uts",
     f.CLONE_NEWIPC: "ipc", f.CLONE_NEWCGROUP: "cgroup", f.CLONE_NEWUSER: "user",
@@ -55,7 +62,7 @@ def cause(errno: int, *, pid: int = 0, namespaces: int = 0, mounting: bool = Fal
             f"mounts in one ({_sysctl('fs.mount-max')}) is reached; raise it with: sysctl -w"
         )
     if errno == e.ENOMEM:
-        return "there is no memory left for it"
+        return memory(pid)
     if errno in (e.ENOBUFS, e.ETOOMANYREFS):
         return "too many descriptors are on their way between processes; start fewer at once"
     return ""
@@ -132,6 +139,41 @@ def _own_cgroups(pid: int, controller: str) -> Iterator[tuple[int, str]]:
         while path.strip("/"):
             yield hierarchy.version, f"{hierarchy.mountpoint}{path}"
             path = os.path.dirname(path)
+
+
+def memory(pid: int = 0) -> str:
+    """Who has no memory left for a process, and how much of it there is."""
+    try:
+        lines = (line.split() for line in _text("/proc/meminfo").splitlines())
+        sizes = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
+        if _sysctl_text("vm.overcommit_memory") == "2":
+            return (
+                "the host promises no more memory than it has (vm.overcommit_memory = 2), and "
+                f"{short_bytes(sizes['Committed_AS'])} of {short_bytes(sizes['CommitLimit'])} are "
+                "taken: end something, or raise it with: sysctl -w vm.overcommit_ratio=…"
+            )
+        for path, most in _full_memory_cgroups(pid):
+            return (
+                f"the cgroup {printable(path)} has used up its memory limit, {short_bytes(most)}: "
+                "raise it, or end something in there"
+            )
+        return (
+            f"the host has {short_bytes(sizes['MemAvailable'])} of its "
+            f"{short_bytes(sizes['MemTotal'])} of memory left: end something, or add memory"
+        )
+    except (OSError, ValueError, LookupError):
+        return "there is no memory left for it"
+
+
+def _full_memory_cgroups(pid: int) -> Iterator[tuple[str, int]]:
+    for version, here in _own_cgroups(pid, "memory"):
+        names = _MEMORY_FILES[version]
+        try:
+            most, used = (_text(f"{here}/{name}").strip() for name in names)
+            if most != "max" and int(used) > int(most) - _ALMOST_BYTES:
+                yield here, int(most)
+        except (OSError, ValueError):
+            continue  # the controller is not enabled there
 
 
 def namespace_limit(flags: int) -> str:

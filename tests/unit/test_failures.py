@@ -41,6 +41,16 @@ def execute(errno: int, evidence: bytes, command: bytes = b"app") -> CraterunErr
     return tell(s.Execute((b"/bin/" + command,), (command,), ()), errno, "execute", b"p" + evidence)
 
 
+@pytest.mark.parametrize("errno", [e.EAGAIN, e.EMFILE, e.ENFILE, e.ENOMEM])
+def test_a_command_for_which_there_is_no_room_is_not_called_unfit(errno: int) -> None:
+    step = s.Execute((b"/bin/app",), (b"app",), ())
+    error = explain(plan_of(step, "execute"), 0, errno, b"p/bin/app\0" + ELF, "a limit is reached")
+    assert isinstance(error, KernelRefusedError)
+    assert (error.errno, error.exit_code) == (errno, 125)
+    assert str(error).startswith("cannot execute /bin/app: execve: ")
+    assert str(error).endswith("; a limit is reached")
+
+
 # --- before there is a child ----------------------------------------------------------------------
 
 

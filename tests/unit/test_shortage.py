@@ -66,12 +66,55 @@ def test_a_thread_that_cannot_be_started_is_a_refusal_of_the_kernel() -> None:
         (errno.EAGAIN, {}, "kernel.threads-max = "),
         (errno.ENOSPC, {"namespaces": f.CLONE_NEWNET}, "user.max_net_namespaces = "),
         (errno.ENOSPC, {"mounting": True}, "fs.mount-max = "),
-        (errno.ENOMEM, {}, "no memory"),
+        (errno.ENOMEM, {}, "memory"),
         (errno.ETOOMANYREFS, {}, "on their way"),
     ],
 )
 def test_the_limit_is_named_with_its_value(number: int, options: dict[str, int], part: str) -> None:
     assert part in shortage.cause(number, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            {"/proc/sys/vm/overcommit_memory": "2\n"},
+            "the host promises no more memory than it has (vm.overcommit_memory = 2), and 9.54MiB "
+            "of 9.77MiB are taken: end something, or raise it with: sysctl -w "
+            "vm.overcommit_ratio=…",
+        ),
+        (
+            {"/m/a/memory.max": "9000000\n", "/m/a/memory.current": "8999424\n"},
+            "the cgroup /m/a has used up its memory limit, 8.58MiB: raise it, or end something in "
+            "there",
+        ),
+        (
+            {"/m/a/memory.max": "max\n", "/m/a/memory.current": "8999424\n"},
+            "the host has 5.00MiB of its 20.0MiB of memory left: end something, or add memory",
+        ),
+        ({"/proc/meminfo": "nonsense\n"}, "there is no memory left for it"),
+    ],
+    ids=["promises", "cgroup", "host", "unknown"],
+)
+def test_memory_is_said_to_be_short_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, str], said: str
+) -> None:
+    meminfo = "MemTotal: 20480 kB\nMemAvailable: 5120 kB\nHugePages_Total: 0\n"
+    there = {
+        "/proc/meminfo": f"{meminfo}Committed_AS: 9765 kB\nCommitLimit: 10000 kB\n",
+        "/proc/sys/vm/overcommit_memory": "0\n",
+        **files,
+    }
+
+    def text(path: str) -> str:
+        try:
+            return there[path]
+        except KeyError:
+            raise FileNotFoundError(path) from None
+
+    monkeypatch.setattr(shortage, "_text", text)
+    monkeypatch.setattr(shortage, "_own_cgroups", lambda *_: iter([(2, "/m/a")]))
+    assert shortage.cause(errno.ENOMEM) == said
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EPERM, errno.EINVAL, errno.ENOSPC])
