@@ -156,3 +156,31 @@ def test_a_users_server_looks_after_the_users_containers(as_user: RunAs) -> None
     result = as_user(script)
     assert (result.returncode, result.stderr) == (0, b"")
     assert result.stdout.decode().split() == ["craterun-keeper", "craterun-serve", "0", "0", "137"]
+
+
+def test_a_users_batch_borrows_the_supervisor_of_the_users_server(as_user: RunAs) -> None:
+    script = """
+        mkfifo "$HOME/ready"
+        craterun serve >"$HOME/ready" &
+        read -r line <"$HOME/ready"
+        {
+            echo '{"command": ["sh", "-c", "cat; id -u"], "stdin": "text "}'
+            echo '{"name": "it", "command": ["sleep", "1000"]}'
+        } >"$HOME/jobs"
+        craterun batch --quiet --rm --capture 100 --jobs 1 "$HOME/jobs" >"$HOME/results" &
+        batch=$!
+        while ! craterun top it >"$HOME/top" 2>/dev/null; do :; done
+        pid=$(craterun inspect it | sed -n 's/.*"pid": \\([0-9]*\\),/\\1/p')
+        keeper=$(ps -o ppid= -p "$pid" | tr -d ' ')
+        ps -o comm= -p "$(ps -o ppid= -p "$keeper" | tr -d ' ')"
+        craterun kill it >"$HOME/killed"
+        wait "$batch"
+        echo $?
+        grep -o '"stdout":"[^"]*"' "$HOME/results"
+        craterun shutdown
+    """
+    result = as_user(script)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout.decode().splitlines() == [
+        "craterun-serve", "1", '"stdout":"text 0\\n"', '"stdout":""',
+    ]  # fmt: skip
