@@ -12,11 +12,13 @@ import trio
 from craterun.core.errors import (
     ContainerNotRunningError,
     CraterunError,
+    KernelRefusedError,
     ShuttingDownError,
 )
 from craterun.core.spec import Spec
 from craterun.linux import heap
 from craterun.linux.fd import Fd
+from craterun.linux.shortage import explained
 from craterun.serve.loans import (
     Closing,
     FromBorrower,
@@ -105,7 +107,13 @@ class Loan:
         try:
             has_input = not stdin.closed
             answer = Launched(message.number, container.record, has_input)
-            await self._tell(answer, [stdin] if has_input else [])
+            with explained("hand over the container's input"):
+                await self._tell(answer, [stdin] if has_input else [])
+        except KernelRefusedError as error:
+            self._containers.pop(message.number, None)
+            container.kill()
+            await self._tell(Refused.by(message.number, error))
+            return
         finally:
             stdin.close()
         await container.wait()
@@ -124,5 +132,5 @@ class Loan:
         async with self._turn:
             try:
                 await self._worker.send(msgspec.msgpack.encode(message), fds or ())
-            except OSError:
+            except ConnectionError:
                 return  # it was killed

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +20,12 @@ from craterun.core import errors
 from craterun.core.life import Record, State
 from craterun.core.limits import Limits
 from craterun.core.spec import Spec
+from craterun.linux.fd import Fd
 from craterun.serve import frames
 from craterun.serve.borrowing import BorrowedSupervisor, borrow, require_executable
 from craterun.serve.hello import Incoming
 from craterun.serve.jobs import Desk
+from craterun.serve.lending import Loan
 from craterun.serve.loans import (
     Closing,
     FromBorrower,
@@ -34,6 +38,7 @@ from craterun.serve.loans import (
     decode_spec,
     encode_spec,
 )
+from craterun.state.loghead import Head
 from craterun.state.logindex import Stream
 from craterun.supervisor.admission import default_parallel_starts
 
@@ -184,6 +189,56 @@ async def test_the_end_of_the_server_is_known_by_either_sign(tmp_path: Path) -> 
             else:
                 lender.tell(Closing())
             await lender.closing.wait()
+
+
+class Container:
+    """A container that runs until it is killed."""
+
+    def __init__(self) -> None:
+        self.record = a_record()
+        self.stdin = Fd(os.open(os.devnull, os.O_WRONLY))
+        self.killed = trio.Event()
+
+    def keep_head(self, limit: int) -> Head:
+        return Head(limit)
+
+    def kill(self) -> None:
+        self.killed.set()
+
+    async def wait(self) -> None:
+        await self.killed.wait()
+
+
+class Busy:
+    """A server and its worker, between which too many descriptors are on their way already."""
+
+    is_ending = False
+
+    def __init__(self) -> None:
+        self.container = Container()
+        self.told: list[FromLender] = []
+
+    async def begin(self, spec: Spec, **_: object) -> Container:
+        await trio.lowlevel.checkpoint()
+        return self.container
+
+    async def send(self, payload: bytes, fds: Sequence[Fd] = ()) -> None:
+        await trio.lowlevel.checkpoint()
+        if fds:
+            raise OSError(errno.ETOOMANYREFS, "x")
+        self.told.append(msgspec.msgpack.decode(payload, type=FromLender))
+
+
+async def test_a_container_whose_input_cannot_be_handed_over_did_not_start() -> None:
+    busy = Busy()
+    async with trio.open_nursery() as tasks:
+        loan = Loan(busy, busy, tasks)  # type: ignore[arg-type]  # as much as it needs of them
+        loan.take(Launch(1, encode_spec(SPEC), None, 0))
+    assert busy.container.killed.is_set()
+    assert busy.container.stdin.closed
+    (answer,) = busy.told
+    assert isinstance(answer, Refused)
+    assert "too many descriptors are on their way" in answer.text
 
 
 async def test_leaving_waits_for_what_runs(tmp_path: Path) -> None:
