@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import errno
 import fcntl
 import logging
 import os
@@ -28,12 +27,11 @@ from craterun.linux.meter import final_figures
 from craterun.state.journal import Told
 from craterun.state.loghead import Head
 from craterun.state.logs import Stream
-from craterun.state.records import overwrite_record, write_record
-from craterun.state.removed import note_removed
 from craterun.state.store import Store
 from craterun.state.writer import open_writer
 from craterun.supervisor.chronicle import Chronicle, with_oom
 from craterun.supervisor.doorway import keep_doorway
+from craterun.supervisor.folder import Folder
 from craterun.supervisor.lives import Lives, Relaunch, restarted_record
 from craterun.supervisor.pumps import DRAIN_SECONDS, OutputLog, Pump
 from craterun.supervisor.reader import LogReader
@@ -44,8 +42,6 @@ if TYPE_CHECKING:
     from craterun.supervisor.services import Services
 
 logger = logging.getLogger("craterun")
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 AtEnd = Callable[[Record, int], Record]
 """Sees the final record before it is written, and the folder (a descriptor) with the whole log;
@@ -85,16 +81,13 @@ class Container:
         self._at_end = at_end
         self._terminal = Terminal(launched.stdout) if launched.terminal else None
         self.stdin = self._terminal.input() if self._terminal else launched.stdin
-        self._store = store
         self._launched = launched
-        self._directory = directory
         self._lives = Lives(record, directory.fileno(), relaunch)
         self._log = OutputLog(
             open_writer(directory.fileno(), record.log, resume=adopted, may_keep=is_plentiful),
             may_go_on=relaunch is not None,
         )
         self._services = services
-        self._written: Record | None = None
         self._finished = trio.Event()
         self._errors: list[str] = []
         self.memory_limit: int | None = None
@@ -102,6 +95,7 @@ class Container:
         self._drained = 0
         self._oom_news = trio.lowlevel.ParkingLot()
         self._chronicle = Chronicle(services, store.root, record.id, told)
+        self._folder = Folder(store, directory, self._chronicle)
         kills = record.oom_kills or 0
         known = OomCount(kills, kills if record.init_oom_killed is False else 0)
         self._oom = services.oom.watch(record.cgroups, record.process, known, self._on_oom)
@@ -130,14 +124,10 @@ class Container:
 
     def _write_current(self) -> None:
         """By the clerk: bring metadata.json up to date, unless the final record was written."""
-        record = self.record
-        if self._written is record or record.status is State.STOPPED:
-            return
         try:
-            write_record(self._directory.fileno(), record)
+            self._folder.update(self.record)
         except OSError as error:
             self._note(f"metadata.json was not updated: {os.strerror(error.errno or 0)}")
-        self._written = record
 
     def _write_if_alive(self) -> None:
         """By the clerk: record that it runs; of one that has ended meanwhile, the end is enough."""
@@ -158,8 +148,7 @@ class Container:
         if not self._launched.exited.is_set():
             return self._log.follow(stream, direct)
         try:
-            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-            folder = Fd(os.open(self._store.path(self.id), flags))
+            folder = self._folder.opened(self.id)
         except OSError:
             return self._log.follow(stream, direct)
         try:
@@ -180,15 +169,8 @@ class Container:
 
         :raises StateError: something in it cannot be removed
         """
-        await self._services.clerk.do(self._remove)
-
-    def _remove(self) -> None:
-        """By the clerk: in the order of `_write_end`."""
         assert self.status is not None
-        with suppress(OSError):
-            note_removed(self._store.root, self.id, self.status)
-        self._store.remove(self.record)
-        self._chronicle.removed(self.record)
+        await self._services.clerk.do(self._folder.remove, self.record, self.status)
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the container's first process (pidfd_send_signal(2)).
@@ -396,7 +378,7 @@ class Container:
             self._note(f"the keeper died{how}, and with it the knowledge of the exit code")
         self._count_last_kills()  # before `_write_end` removes the cgroup
         self.record = await self._services.clerk.do(self._write_end, status)
-        self._directory.close()
+        self._folder.close()
 
     def _count_last_kills(self) -> None:
         live = self._oom.count.kills
@@ -424,23 +406,9 @@ class Container:
             self._note(complaint)
         record = self._ended(status)
         if self._at_end is not None:
-            record = self._at_end(record, self._directory.fileno())
+            record = self._at_end(record, self._folder.fileno())
         try:
-            if record.auto_remove:
-                self._chronicle.exited(record)
-                # On a full disk: a waiter in another process then learns of the end, but not which.
-                with suppress(OSError):
-                    note_removed(self._store.root, record.id, status)
-                self._store.remove(record)
-                self._chronicle.removed(record)
-            else:
-                try:
-                    write_record(self._directory.fileno(), record)
-                except OSError as error:
-                    if error.errno not in _DISK_FULL:
-                        raise
-                    overwrite_record(self._directory.fileno(), record)
-                self._chronicle.exited(record)
+            self._folder.conclude(record, status)
         except Exception as error:
             self._note(f"metadata.json was not updated: {error}")
             record = self._ended(status)
