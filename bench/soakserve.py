@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench._craterun_density import pss
 from bench._craterun_soak import children
 from bench.ground import BenchError, session
 from bench.peers import HERE, craterun_env
@@ -57,7 +56,7 @@ class Served:
             found[f"{who} descriptors"] = len(os.listdir(f"/proc/{pid}/fd"))
             found[f"{who} threads"] = len(os.listdir(f"/proc/{pid}/task"))
             found[f"{who} children"] = len(children(pid))
-            found[f"{who} memory"] = pss(pid)
+            found[f"{who} memory"] = anonymous(pid)
         return found
 
     def held_at_rest(self, before: dict[str, int] | None = None) -> dict[str, int]:
@@ -102,6 +101,19 @@ class Served:
         if os.path.exists(self.socket):
             wrong.append(f"file: {self.socket}")
         return wrong
+
+
+def anonymous(pid: int) -> int:
+    """A process's own memory, in bytes (RssAnon, proc_pid_status(5)).
+
+    Not its proportional share (PSS): server, spawner and workers have had pages in common since
+    their forks, and whenever one of them writes to such a page, the others' shares grow.
+    """
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name == "RssAnon":
+            return int(rest.split()[0]) * 1024
+    raise BenchError("this kernel does not tell what memory is a process's own")
 
 
 def _counts(held: dict[str, int]) -> dict[str, int]:
