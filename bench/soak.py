@@ -9,9 +9,10 @@ reader or a further command, or cannot be started.  Through one server (`crateru
 mixture, with clients of the command line (bench/_craterun_soak_serve.py), of which some are killed,
 too; in the end `craterun shutdown`.  Every result is checked.  At the end descriptors, threads and
 children of supervisor, keeper and spawner must be what they were after the first hundred, their
-memory (PSS; RssAnon with a server) about what it was after half of all, and on the host no process, mount, cgroup, network
-namespace or file may be left.  Nobody can have a server give back what its allocator keeps, as is
-done with the library before its memory is looked at; the tolerance is the same.
+memory (PSS; RssAnon with a server) about what it was after half of all, and on the host no process,
+mount, cgroup, network namespace or file may be left.  Nobody can have a server give back what its
+allocator keeps, as is done with the library before its memory is looked at; the tolerance is the
+same.
 Exits with 1 if anything differs.  Needs root.
 """
 
