@@ -30,7 +30,8 @@ async def show_container(
     :param entrance: the master side of its terminal, or its input pipe, to type into; taken
     """
     # Before anything that makes the container write for us.
-    output = WholeLog(OpenLog(store, record.id), from_start=from_start)
+    log = OpenLog(store, record.id)
+    output = WholeLog(log, from_start=from_start, terminal=record.terminal)
     master = entrance if record.terminal else None
     control = Fd(-1 if master is None else os.dup(master.fileno()))
     try:

@@ -7,7 +7,7 @@ import select
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from craterun.cli import typed
 from craterun.cli.output import complain
@@ -18,6 +18,9 @@ from craterun.state.logindex import Stream
 from craterun.state.logtail import find_tail, last_lines
 from craterun.state.openlog import OpenLog
 from craterun.state.store import Store, default_root
+
+if TYPE_CHECKING:
+    from craterun.client.express import ExpressWay
 
 _FLUSH_BYTES = 64 * 1024
 _HELD_BYTES = 64 * 1024
@@ -96,7 +99,12 @@ def logs(
             opened.callback(follower.close)
             for one in shown:
                 one.begin(follow=True)
-            follower.run(lambda n, over: shown[n].show(over=over), output.flush, view.until_ns)
+            follower.run(
+                lambda n, over: shown[n].show(over=over),
+                output.flush,
+                view.until_ns,
+                shown[0].express() if len(shown) == 1 else None,
+            )
         else:
             for one in shown:
                 one.begin(follow=False)
@@ -114,10 +122,11 @@ def logs(
 class WholeLog:
     """Both streams of one container as they are, until they end."""
 
-    def __init__(self, log: OpenLog, *, from_start: bool) -> None:
+    def __init__(self, log: OpenLog, *, from_start: bool, terminal: bool) -> None:
         """Takes ``log``.
 
         :param from_start: also what was written before now
+        :param terminal: it is that of a terminal, so that there is only one stream
         """
         from craterun.client.logs import Follower
 
@@ -126,20 +135,23 @@ class WholeLog:
             since_ns=None,
             until_ns=None,
             timestamps=False,
-            streams=list(Stream),
+            streams=[Stream.STDOUT] if terminal else list(Stream),
             merge=False,
         )
         self._log = log
         self._output = Output()
         self._shown = _Shown(log, view, self._output, "", 0)
-        self._follower = Follower([log], [1, 2])
+        self._follower = Follower([log], [int(stream) for stream in view.streams])
         self._shown.begin(follow=True)
 
     def copy(self) -> None:
         """To our stdout and stderr, until the end or until their readers are gone."""
         try:
             self._follower.run(
-                lambda _, over: self._shown.show(over=over), self._output.flush, None
+                lambda _, over: self._shown.show(over=over),
+                self._output.flush,
+                None,
+                self._shown.express(),
             )
             self._output.flush()
         except BrokenPipeError:
@@ -262,6 +274,16 @@ class _Shown:
         else:
             self._output.write(1 if self._view.merge else int(piece.stream), piece.data)
 
+    def express(self) -> ExpressWay | None:
+        """To our output as it is, if that is what is asked for."""
+        from craterun.client.express import ExpressWay
+
+        view, cursor = self._view, self._cursor
+        if self._lines or view.until_ns is not None or cursor is None:
+            return None
+        targets = {stream: 1 if view.merge else int(stream) for stream in view.streams}
+        return ExpressWay(cursor, targets, self._output.write_now)
+
     def close(self) -> None:
         """Close the cursor."""
         if self._cursor is not None:
@@ -302,6 +324,11 @@ class Output:
         self._gathered += data
         if len(self._gathered) >= _FLUSH_BYTES:
             self.flush()
+
+    def write_now(self, target: int, data: bytes) -> None:
+        """Write to descriptor ``target``, however long its reader takes."""
+        self.write(target, data)
+        self.flush()
 
     def flush(self) -> None:
         """Write what was gathered, however long the reader takes."""

@@ -14,12 +14,14 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from craterun.core.errors import CraterunError
 from craterun.state.openlog import OpenLog
 
 if TYPE_CHECKING:
+    from craterun.client.express import ExpressWay, Ready
     from craterun.linux.watches import FolderWatches
 
 _LONGEST_WAIT_MS = 86_400_000.0
@@ -50,9 +52,18 @@ class Follower:
                 threading.Thread(
                     target=_wait_unlocked, args=(log.reopen(), number, self._report), daemon=True
                 ).start()
+            self._poll = self._make_poll()
         except BaseException:
             self.close()
             raise
+
+    def _make_poll(self) -> select.poll:
+        poll = select.poll()
+        poll.register(self._watches.fileno(), select.POLLIN)
+        poll.register(self._ends, select.POLLIN)
+        for output in self._outputs:
+            poll.register(output, 0)  # errors and hangups are always told
+        return poll
 
     def _watch(self, log: OpenLog) -> int:
         try:
@@ -65,15 +76,25 @@ class Follower:
             ) from error
 
     def run(
-        self, show: Callable[[int, bool], bool], flush: Callable[[], None], until_ns: int | None
+        self,
+        show: Callable[[int, bool], bool],
+        flush: Callable[[], None],
+        until_ns: int | None,
+        express: ExpressWay | None = None,
     ) -> None:
         """Until all logs have ended.
 
         :param show: print what is new of one log; told whether that was all; says whether it was
         :param flush: called before waiting
         :param until_ns: end then, whatever is still to come
+        :param express: of the only log, waited for without end: prints what it can
         :raises BrokenPipeError: an output has lost its reader
         """
+        if express is not None:
+            from craterun.linux.scheduling import prefer_short_slices
+
+            with suppress(OSError):
+                prefer_short_slices()
         expired = False
         while self._logs:
             for number in sorted(self._fresh & self._logs.keys()):
@@ -82,20 +103,28 @@ class Follower:
             self._fresh.clear()
             flush()
             if self._logs:
-                expired = not self._wait(until_ns)
+                expired = not self._wait(until_ns, express)
 
-    def _wait(self, until_ns: int | None) -> bool:
+    def _wait(self, until_ns: int | None, express: ExpressWay | None) -> bool:
         """Until there is news; False: until the time was up."""
-        poll = select.poll()
-        poll.register(self._watches.fileno(), select.POLLIN)
-        poll.register(self._ends, select.POLLIN)
-        for output in self._outputs:
-            poll.register(output, 0)  # errors and hangups are always told
+        wait = self._poll.poll
+        if express is not None:
+            ((watch, number),) = self._watched.items()
+            if ready := express.serve(wait, self._watches, watch):
+                self._take(ready)
+            else:
+                self._fresh.add(number)
+            return True
         left = None if until_ns is None else max(0, until_ns - time.time_ns()) / 1e6
-        ready = poll.poll(None if left is None else min(left, _LONGEST_WAIT_MS))
+        ready = wait(None if left is None else min(left, _LONGEST_WAIT_MS))
         if not ready:
             self._fresh = set(self._logs)
             return until_ns is not None and time.time_ns() < until_ns
+        self._take(ready)
+        return True
+
+    def _take(self, ready: Ready) -> None:
+        """Find out what is new."""
         for fd, events in ready:
             if fd == self._watches.fileno():
                 changed = self._watches.take()
@@ -110,7 +139,6 @@ class Follower:
                 self._fresh.add(number)
             elif events & _GONE:
                 raise BrokenPipeError
-        return True
 
     def close(self) -> None:
         """Stop waiting. A thread that still waits for a lock goes on until that is free."""

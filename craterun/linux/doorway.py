@@ -31,23 +31,25 @@ def open_doorway(container_id: str) -> socket.socket:
     return sock
 
 
-def give_entrance(doorway: socket.socket, entrance: Fd) -> None:
+def give_entrance(doorway: socket.socket, entrance: Fd) -> bool:
     """Let the next one in who waits at ``doorway``: root and our own user get a descriptor of
-    ``entrance``, which is borrowed.
+    ``entrance``, which is borrowed. Whether somebody was let in.
 
     :raises OSError: we are out of descriptors (EMFILE, ENFILE)
     """
     try:
         peer, _ = doorway.accept()
     except (BlockingIOError, ConnectionError):
-        return  # gone already
+        return False  # gone already
     with peer:
-        if _is_trusted(peer):
-            peer.setblocking(False)
-            try:
-                socket.send_fds(peer, [b"entrance"], [entrance.fileno()])
-            except (BlockingIOError, ConnectionError):
-                return
+        if not _is_trusted(peer):
+            return False
+        peer.setblocking(False)
+        try:
+            socket.send_fds(peer, [b"entrance"], [entrance.fileno()])
+        except (BlockingIOError, ConnectionError):
+            return False
+    return True
 
 
 def take_entrance(container_id: str) -> Fd:

@@ -12,6 +12,17 @@ _IN_MOVED_TO = 0x80
 _IN_CREATE = 0x100
 _HEADER = struct.Struct("iIII")
 _EVERYTHING = -1
+_PAD = 16  # sizeof(struct inotify_event)
+
+
+def written(watch: int, name: str) -> bytes:
+    """What `FolderWatches.read` gives of one write to a file of that name.
+
+    :param watch: what `FolderWatches.add` returned for its folder
+    """
+    text = name.encode() + b"\0"
+    text += bytes(-len(text) % _PAD)
+    return _HEADER.pack(watch, _IN_MODIFY, 0, len(text)) + text
 
 
 class FolderWatches:
@@ -43,6 +54,10 @@ class FolderWatches:
             changed.add(watch)
             position += _HEADER.size + length
         return None if _EVERYTHING in changed else changed
+
+    def read(self) -> bytes:
+        """The same as the kernel tells it, to be compared with `written`."""
+        return os.read(self._fd, 4096)
 
     def close(self) -> None:
         """Stop watching."""

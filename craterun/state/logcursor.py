@@ -36,6 +36,20 @@ class Place(NamedTuple):
     positions: dict[Stream, int]
 
 
+class Spot(NamedTuple):
+    """Where the next bytes will be, as long as the segment is the one that is written to.
+
+    :ivar entries: the index, borrowed
+    :ivar place: of the first entry that was not read, in bytes
+    :ivar files: of each stream that has one: the file, borrowed, and the first byte in it that was
+        not read
+    """
+
+    entries: int
+    place: int
+    files: dict[Stream, tuple[int, int]]
+
+
 class _Phase(Enum):
     """Of a stream, between --since and --until. A line belongs to the chunk that it began in."""
 
@@ -124,6 +138,27 @@ class LogCursor:
             if not finished:
                 return
             self._leave(segment)
+
+    def spot(self) -> Spot | None:
+        """Where this cursor is; None: only `read` can tell what is to be given out next."""
+        segment = self._segment
+        if segment is None or segment.finished or self.ended or self._timed or self.complete:
+            return None
+        if self._since is not None or self._until is not None:
+            return None
+        files = {}
+        for stream in self._wanted:
+            if (fd := segment.file(stream)) >= 0:
+                files[stream] = fd, self.positions[stream] - segment.bases[stream]
+        # Finding the files may have told that they are finished.
+        return None if segment.finished else Spot(segment.index, self._place, files)
+
+    def go_on_at(self, spot: Spot) -> None:
+        """After `spot`, all before that one was read by others."""
+        assert self._segment is not None
+        self._place = spot.place
+        for stream, (_, offset) in spot.files.items():
+            self.positions[stream] = self._segment.bases[stream] + offset
 
     def close(self) -> None:
         """Close what is open."""

@@ -37,8 +37,8 @@ __all__ = ["FILES", "INDEX", "IndexEntry", "LogWriter", "Stream", "Then", "read_
 _FAILED = stat.S_ISVTX
 """On the container's folder: a writer has failed. It costs no space, which there may be none of."""
 _CHUNK = int(Kind.CHUNK)
-_SLOW = (-1, -1)
-"""No open file, and no end of a chunk that could be written to it."""
+_SLOW = (-1, -1, -1, 0)
+"""No open file, and no end of a chunk that could be written to it; no index; the base."""
 
 Then = Callable[[memoryview, int], None]
 """Called with bytes, and their offset in the stream, as soon as they are in their file, before
@@ -77,6 +77,8 @@ class LogWriter:
         options = options or LogOptions()
         self._directory = directory
         self._max_bytes = options.max_bytes
+        # Of an index: one entry more, and there must be room for the end mark.
+        self._index_most = (self._max_bytes or 1 << 62) - 2 * ENTRY.size
         self._max_files = options.max_files
         self._files: dict[str, int] = {}
         self._quick = dict.fromkeys(STREAMS, _SLOW)
@@ -111,23 +113,25 @@ class LogWriter:
             # Whoever is attached waits for this, and between two chunks the processor's caches have
             # gone to others: what counts is how little code and data is touched until ``then``.
             before = self.sizes[stream]
-            end = before + len(data)
-            fd, most = self._quick[stream]
-            if end <= most:
+            size = len(data)
+            fd, most, index, base = self._quick[stream]
+            if before + size <= most:
                 try:
                     written = os.write(fd, data)
                 except OSError as error:
-                    written = 0
                     self._fail(error)
-                    self.lost_bytes += len(data)
+                    self.lost_bytes += size
                 else:
                     self.sizes[stream] = before + written
-                    if written == len(data):
+                    if written < size:
+                        self._append(stream, data, time_ns, then, written)
+                    else:
                         if then is not None:
                             then(data, before)
-                        self._note(time_ns, before - self._bases[stream], written, stream)
-                    else:
-                        self._append(stream, data, time_ns, then, written)
+                        time_ns = time_ns or time.time_ns()
+                        self._note_quickly(
+                            index, ENTRY.pack(time_ns, before - base, size, stream, _CHUNK)
+                        )
             else:
                 self._append_slowly(stream, data, time_ns, then)
         if self.head is not None:
@@ -148,8 +152,9 @@ class LogWriter:
             self._is_short = False
             self._close()
         elif self.error is None and self._room(stream) > 0:
-            most = self._bases[stream] + self._max_bytes if self._max_bytes else 1 << 62
-            self._quick[stream] = self._files[FILES[stream]], most
+            base = self._bases[stream]
+            most = base + self._max_bytes if self._max_bytes else 1 << 62
+            self._quick[stream] = self._files[FILES[stream]], most, self._files[INDEX], base
 
     def splice(self, stream: Stream, pipe: int, most: int, time_ns: int) -> int | None:
         """Append what is in a pipe, as one chunk, without having it copied to this process.
@@ -219,7 +224,7 @@ class LogWriter:
         """Bytes that may be appended to ``stream`` in this segment."""
         if not self._max_bytes:
             return 1 << 62
-        if self._index_bytes + 2 * ENTRY.size > self._max_bytes:  # one for the end mark
+        if self._index_bytes > self._index_most:
             return 0
         return self._max_bytes - (self.sizes[stream] - self._bases[stream])
 
@@ -257,13 +262,23 @@ class LogWriter:
         except OSError as error:
             self._fail(error)
 
+    def _note_quickly(self, index: int, entry: bytes) -> None:
+        """Write an entry to the index, which is open as ``index``."""
+        try:
+            written = os.write(index, entry)
+            self._index_bytes += written
+            if written < ENTRY.size or self._index_bytes > self._index_most:
+                self._write_index(entry[written:])
+        except OSError as error:
+            self._fail(error)
+
     def _write_index(self, entries: bytes) -> None:
         fd = self._open(INDEX)
         rest = memoryview(entries)
         while rest:
             rest = rest[os.write(fd, rest) :]
         self._index_bytes += len(entries)
-        if self._max_bytes and self._index_bytes + 2 * ENTRY.size > self._max_bytes:
+        if self._index_bytes > self._index_most:
             self._quick = dict.fromkeys(STREAMS, _SLOW)
 
     def _fail(self, error: OSError) -> None:

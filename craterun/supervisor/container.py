@@ -86,6 +86,7 @@ class Container:
         self._log = OutputLog(
             open_writer(directory.fileno(), record.log, resume=adopted, may_keep=is_plentiful),
             may_go_on=relaunch is not None,
+            terminal=launched.terminal,
         )
         self._services = services
         self._finished = trio.Event()
@@ -279,7 +280,7 @@ class Container:
                 await self._exited()
             else:
                 async with trio.open_nursery() as doorway:
-                    doorway.start_soon(keep_doorway, self.id, self._launched.stdout)
+                    doorway.start_soon(keep_doorway, self.id, self._launched.stdout, self._hurry)
                     await self._exited()
                     doorway.cancel_scope.cancel()
             if self._terminal is not None:
@@ -290,6 +291,10 @@ class Container:
         finally:
             for pump in pumps:
                 await pump.stop()
+
+    def _hurry(self) -> None:
+        """Somebody has come to the terminal."""
+        self._log.hurry(Stream.STDOUT)
 
     async def _goes_on(self) -> bool:
         """Whether there is another life, which has begun then."""

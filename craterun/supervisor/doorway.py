@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
@@ -23,13 +23,17 @@ logger = logging.getLogger("craterun")
 _SHORTAGE_SECONDS = 0.1
 
 
-async def keep_doorway(container_id: str, entrance: Fd) -> None:
+async def keep_doorway(
+    container_id: str, entrance: Fd, on_visit: Callable[[], None] = lambda: None
+) -> None:
     """Until cancelled: give a descriptor of ``entrance``, which is borrowed, to all who may come.
+
+    :param on_visit: called after somebody was there
 
     Where there cannot be such a socket, nobody can attach; that is no reason to end the container.
     """
     try:
-        await _let_in(container_id, entrance)
+        await _let_in(container_id, entrance, on_visit)
     except OSError as error:
         logger.warning("%s: nobody can attach to it: %s", container_id, error)
 
@@ -52,12 +56,13 @@ async def input_shared(container_id: str, pipe: Fd) -> AsyncIterator[None]:
         entrance.close()
 
 
-async def _let_in(container_id: str, entrance: Fd) -> None:
+async def _let_in(container_id: str, entrance: Fd, on_visit: Callable[[], None]) -> None:
     with open_doorway(container_id) as sock:
         while True:
             await trio.lowlevel.wait_readable(sock.fileno())
             try:
-                give_entrance(sock, entrance)
+                if give_entrance(sock, entrance):
+                    on_visit()
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
                     raise

@@ -13,7 +13,7 @@ import fcntl
 import os
 import select
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -99,6 +99,12 @@ def _move_all(
     announce: Callable[[], None],
     sluice: Sluice,
 ) -> Left:
+    if log.is_terminal:
+        from craterun.linux.scheduling import prefer_short_slices  # needs ctypes
+
+        # It gives way, and is to have its turn again soon.
+        with suppress(OSError):
+            prefer_short_slices()
     buffer = memoryview(bytearray(CHUNK_BYTES))
     buffers = [buffer]
     writer = log.writer

@@ -45,15 +45,30 @@ Only somebody outside, who was handed the descriptor over a socket, can keep a p
 whatever the command left running in the background.
 """
 
+_FEW_BYTES = 1024
+
+
+def _give_way(data: memoryview, _offset: int) -> None:
+    """Let others on this processor run who were woken by what a pump's thread has just written:
+    the kernel's thread that takes it to a terminal, or a process that is attached. For them, what
+    is left to be done for this chunk would be time to wait. Of a flood, the more the better.
+    """
+    if len(data) < _FEW_BYTES:
+        os.sched_yield()
+
 
 class OutputLog:
     """One container's log while it is written: the writer, and how readers learn of news."""
 
-    def __init__(self, writer: Writer, *, may_go_on: bool = False) -> None:
-        """:param may_go_on: when both streams have ended, there may be others (`go_on`)"""
+    def __init__(self, writer: Writer, *, may_go_on: bool = False, terminal: bool = False) -> None:
+        """:param may_go_on: when both streams have ended, there may be others (`go_on`)
+        :param terminal: what is logged is what a terminal shows
+        """
         self.writer = writer
+        self.is_terminal = terminal
         self._room = trio.lowlevel.ParkingLot()
         self._held_up: set[Stream] = set()
+        self._hurried: set[Stream] = set()
         self.ended = dict.fromkeys(STREAMS, False)
         self.may_go_on = may_go_on
         self._news: dict[Stream, trio.lowlevel.ParkingLot] = {}
@@ -82,23 +97,34 @@ class OutputLog:
         return reader
 
     def is_express(self, stream: Stream) -> bool:
-        """Whether there is a reader to whom `way_on` would help."""
-        return not self.writer.is_lossy() and any(
-            reader.stream == stream and reader.is_direct for reader in self._readers
+        """Whether there is a reader to whom `way_on` would help, or who follows the log."""
+        return not self.writer.is_lossy() and (
+            stream in self._hurried
+            or any(reader.stream == stream and reader.is_direct for reader in self._readers)
         )
 
-    def way_on(self, stream: Stream) -> Then:
+    def hurry(self, stream: Stream) -> None:
+        """Somebody in another process waits for each byte of ``stream`` to be in the log."""
+        self._hurried.add(stream)
+        if (pump := self.on_reader.get(stream)) is not None:
+            pump()  # it may go another way now
+
+    def way_on(self, stream: Stream) -> Then | None:
         """What a pump's thread calls with what was logged, for those who read ``stream`` now.
 
         Others, who come while it waits for the container, are woken by `announce`.
         """
+        if not self._readers:
+            return _give_way if stream in self._hurried else None
         readers = [reader for reader in self._readers if reader.stream is stream]
-        if len(readers) == 1:
+        if len(readers) == 1 and not self.is_terminal:
             return readers[0].pass_on
 
         def pass_on(data: memoryview, offset: int) -> None:
             for reader in readers:
                 reader.pass_on(data, offset)
+            if self.is_terminal:
+                _give_way(data, offset)
 
         return pass_on
 
@@ -108,7 +134,12 @@ class OutputLog:
 
     def is_anybody_behind(self, stream: Stream) -> bool:
         """Whether a reader has not got all that was logged, so that it must be woken."""
-        return any(reader.stream == stream and reader.is_behind for reader in self._readers)
+        size = self.writer.sizes[stream]
+        # No generator: the next byte waits for it.
+        for reader in self._readers:  # noqa: SIM110
+            if reader.stream is stream and reader.offset < size:
+                return True
+        return False
 
     def forget(self, reader: LogReader) -> None:
         """Drop a closed reader."""

@@ -34,6 +34,7 @@ own = _Own()
 class LogReader:
     """A cursor on one stream of a log that is still being written.
 
+    :ivar offset: how far it has read, in bytes
     :ivar skipped_bytes: what did not fit into the queue after the log had failed, and what rotation
         had removed before it was read
     """
@@ -49,7 +50,7 @@ class LogReader:
         self._log = log
         self._file = Fd(-1)
         self._base = 0
-        self._offset = 0
+        self.offset = 0
         self._secured: deque[tuple[Fd, int]] | None = None
         self._live: deque[bytes] = deque()
         self._live_bytes = 0
@@ -68,7 +69,7 @@ class LogReader:
     @property
     def is_behind(self) -> bool:
         """Whether there is something in the log for it to read."""
-        return self._offset < self._log.writer.sizes[self.stream]
+        return self.offset < self._log.writer.sizes[self.stream]
 
     def pass_on(self, data: memoryview, offset: int) -> None:
         """In the thread of the pump, which has just logged ``data``, at ``offset``.
@@ -82,8 +83,8 @@ class LogReader:
             return
         try:
             direct = self._direct
-            if self._waits and self._offset == offset and direct is not None:
-                self._offset = offset + direct(data)
+            if self._waits and self.offset == offset and direct is not None:
+                self.offset = offset + direct(data)
         finally:
             self._passing.release()
 
@@ -138,7 +139,7 @@ class LogReader:
                     return
                 # A duplicate: `close` does not wait for a disk that we may be waiting for.
                 file = Fd(-1 if self._file.closed else os.dup(self._file.fileno()))
-                offset = self._offset - self._base
+                offset = self.offset - self._base
             size = 0
             if not file.closed:
                 try:
@@ -149,7 +150,7 @@ class LogReader:
                 return
             taken += size
             with self._passing:
-                self._offset += size
+                self.offset += size
                 if size == 0 and not self._closed:
                     self._go_to_next_file()
 
@@ -157,8 +158,8 @@ class LogReader:
         """The next bytes from the log; 0 if they are in another file, or nowhere any more."""
         with self._passing:  # what is in a thread may read as well
             if not self._file.closed:
-                size = os.preadv(self._file.fileno(), [buffer], self._offset - self._base)
-                self._offset += size
+                size = os.preadv(self._file.fileno(), [buffer], self.offset - self._base)
+                self.offset += size
                 if size:
                     return size
             self._go_to_next_file()
@@ -168,19 +169,19 @@ class LogReader:
         before = -1 if self._file.closed else self._base
         self._file.close()
         if self._secured is None:
-            number, self._base = self._log.writer.locate(self.stream, self._offset)
+            number, self._base = self._log.writer.locate(self.stream, self.offset)
             self._file = Fd(number)
         elif self._secured:
             self._file, self._base = self._secured.popleft()
-        if self._base > self._offset:  # what was in between has been removed
+        if self._base > self.offset:  # what was in between has been removed
             self._skip_to(self._base)
         elif self._file.closed or (self._secured is None and self._base == before):
             # Somebody truncated the file: what was in it cannot be had any more.
             self._skip_to(self._log.writer.sizes[self.stream])
 
     def _skip_to(self, offset: int) -> None:
-        self.skipped_bytes += offset - self._offset
-        self._offset = offset
+        self.skipped_bytes += offset - self.offset
+        self.offset = offset
 
     def secure(self, directory: int = -1) -> None:
         """The stream has ended. Open all that is still unread: the container may be removed.
@@ -194,7 +195,7 @@ class LogReader:
         if self._secured is not None:
             return
         end = self._log.writer.sizes[self.stream]
-        offset = self._offset
+        offset = self.offset
         self._secured = deque()
         try:
             while offset < end:
