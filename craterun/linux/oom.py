@@ -35,6 +35,7 @@ class MemoryCgroup:
         self._path = path
         self._version = version
         self._news = Fd(-1)
+        self._place = Fd(-1)
 
     @classmethod
     def of(cls, paths: tuple[str, ...], facts: HostFacts) -> MemoryCgroup | None:
@@ -63,6 +64,13 @@ class MemoryCgroup:
         except (OSError, ValueError):
             return None
 
+    def reserve(self) -> None:
+        """Take the descriptor that `open_news` will need, while there is one; a system call."""
+        try:
+            self._place = Fd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        except OSError:
+            return  # perhaps there is one later
+
     def open_news(self, epoll: select.epoll) -> int:
         """Have ``epoll`` report changes of the counter. Returns the number it reports them by.
 
@@ -72,10 +80,13 @@ class MemoryCgroup:
         """
         counter = f"{self._path}/{_COUNTERS[self._version]}"
         if self._version == 2:
+            self._place.close()
             self._news = Fd(os.open(counter, os.O_RDONLY | os.O_CLOEXEC))
             epoll.register(self._news.fileno(), select.EPOLLPRI)
             return self._news.fileno()
-        event = Fd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        if self._place.closed:
+            self._place = Fd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        event, self._place = self._place, Fd(-1)
         try:
             control = os.open(counter, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -99,6 +110,7 @@ class MemoryCgroup:
 
     def close_news(self) -> None:
         """No more reports; nothing if there were none. The set forgets a closed descriptor."""
+        self._place.close()
         self._news.close()
 
 
