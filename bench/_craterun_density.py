@@ -26,11 +26,16 @@ from craterun.bench.leave import cancelled_on_signals
 
 def pss(pid: int) -> int:
     """Proportional set size of a process, in bytes."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+    return memory_figure(f"/proc/{pid}/smaps_rollup", "Pss")
+
+
+def memory_figure(path: str, wanted: str) -> int:
+    """One of the figures in a file of proc(5), in bytes."""
+    for line in Path(path).read_text().splitlines():
         name, _, rest = line.partition(":")
-        if name == "Pss":
+        if name == wanted:
             return int(rest.split()[0]) * 1024
-    raise SystemExit("this kernel tells no PSS")
+    raise SystemExit(f"this kernel tells no {wanted} in {path}")
 
 
 def processor_seconds(pid: int) -> float:

@@ -11,7 +11,6 @@ before are told, too (tracemalloc; this makes everything slower).
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -32,6 +31,7 @@ from craterun import Container, CraterunError, Limits, Record, Spec, Store, Stre
 from craterun.bench.leave import cancelled_on_signals
 from craterun.core.errors import CommandNotFoundError
 from craterun.core.restart import Condition, RestartPolicy
+from craterun.linux import heap
 from craterun.supervisor.link import KeeperLink
 
 WARM_UP = 100
@@ -228,7 +228,7 @@ class Soak:
                 while len(os.listdir("/proc/self/task")) > before["supervisor threads"]:  # noqa: ASYNC110
                     await trio.sleep(0.2)
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # what is free, but kept by the C library, is no leak
+        heap.give_back()  # what is free, but kept by the C library, is no leak
         found = {}
         for who, pid in (("supervisor", os.getpid()), ("keeper", self.keeper)):
             found[f"{who} descriptors"] = len(os.listdir(f"/proc/{pid}/fd"))

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench._craterun_density import memory_figure
 from bench._craterun_soak import children
 from bench.ground import BenchError, session
 from bench.peers import HERE, craterun_env
@@ -109,11 +110,7 @@ def anonymous(pid: int) -> int:
     Not its proportional share (PSS): server, spawner and workers have had pages in common since
     their forks, and whenever one of them writes to such a page, the others' shares grow.
     """
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        if name == "RssAnon":
-            return int(rest.split()[0]) * 1024
-    raise BenchError("this kernel does not tell what memory is a process's own")
+    return memory_figure(f"/proc/{pid}/status", "RssAnon")
 
 
 def _counts(held: dict[str, int]) -> dict[str, int]:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 
 from tests.leaks import Footprint, reap_orphans, take_footprint
-from tests.serving import serving
+from tests.serving import Server, serving
 
 _NOT_RUN = "TIER NOT RUN"
 _PR_SET_CHILD_SUBREAPER = 36
@@ -188,3 +188,10 @@ def cli_environment(state_root: Path, env: dict[str, str] | None = None) -> dict
 
 settings.register_profile("craterun", deadline=None)  # the machine may be busy
 settings.load_profile("craterun")
+
+
+@pytest.fixture
+def server(state_root: Path) -> Iterator[Server]:
+    """One with the usual options."""
+    with serving(state_root) as running:
+        yield running

@@ -14,7 +14,6 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from craterun.core.errors import CraterunError
@@ -93,8 +92,7 @@ class Follower:
         if express is not None:
             from craterun.linux.scheduling import prefer_short_slices
 
-            with suppress(OSError):
-                prefer_short_slices()
+            prefer_short_slices()
         expired = False
         while self._logs:
             for number in sorted(self._fresh & self._logs.keys()):

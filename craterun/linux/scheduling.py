@@ -20,12 +20,10 @@ def prefer_short_slices() -> None:
 
     It gets no more of the processor than before. But who asks for less at a time gets it earlier,
     so that a thread with the usual slice makes room at once when this one wakes up (EEVDF, Linux
-    6.12; of no effect before that, nor in another scheduling class).
-
-    :raises OSError: the kernel, or a security module, does not want that
+    6.12; of no effect before that, nor in another scheduling class, nor where the kernel or a
+    security module does not want that).
     """
     nice = os.getpriority(os.PRIO_PROCESS, 0)
     size = _ATTRIBUTES.size
     attributes = _ATTRIBUTES.pack(size, 0, _KEEP_POLICY, nice, 0, SHORTEST_SLICE_NS, 0, 0, 0, 0)
-    if calls.plain_function("syscall")(_NR_SCHED_SETATTR, 0, attributes, 0) < 0:
-        raise OSError(calls.errno(), "sched_setattr")
+    calls.plain_function("syscall")(_NR_SCHED_SETATTR, 0, attributes, 0)

@@ -45,7 +45,7 @@ from craterun.serve.loans import (
 )
 from craterun.state.journal import note
 from craterun.state.loghead import Head
-from craterun.state.removed import note_removed
+from craterun.state.removed import remove_ended
 from craterun.state.store import Store
 from craterun.supervisor.admission import Admission
 from craterun.supervisor.main import raise_open_files
@@ -113,9 +113,7 @@ class BorrowedContainer:
     def _remove(self) -> None:
         """In the order of `supervisor.container.Container`."""
         store, record = self._lender.store, self.record
-        with suppress(OSError):
-            note_removed(store.root, self.id, ExitStatus(record.exit_code, record.signal))
-        store.remove(record)
+        remove_ended(store, record, ExitStatus(record.exit_code, record.signal))
         note(store.root, event(EventType.REMOVED, self.id, record.name))
 
     def note_end(self, message: Over) -> None:

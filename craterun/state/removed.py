@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from craterun.core.life import ExitStatus
+from craterun.core.life import ExitStatus, Record
+
+if TYPE_CHECKING:
+    from craterun.state.store import Store
 
 _FILE = ".removed"
 _MAX_BYTES = 256 * 1024
@@ -22,6 +27,17 @@ class _Line(msgspec.Struct, frozen=True, array_like=True):
     id: str
     exit_code: int | None
     signal: int | None
+
+
+def remove_ended(store: Store, record: Record, status: ExitStatus) -> None:
+    """Remove all that there is of a container that has ended, in the order described above.
+
+    :raises StateError: something cannot be removed
+    """
+    # On a full disk: a waiter in another process then learns of the end, but not which.
+    with suppress(OSError):
+        note_removed(store.root, record.id, status)
+    store.remove(record)
 
 
 def note_removed(root: str, container_id: str, status: ExitStatus) -> None:

@@ -13,7 +13,7 @@ import fcntl
 import os
 import select
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -103,8 +103,7 @@ def _move_all(
         from craterun.linux.scheduling import prefer_short_slices  # needs ctypes
 
         # It gives way, and is to have its turn again soon.
-        with suppress(OSError):
-            prefer_short_slices()
+        prefer_short_slices()
     buffer = memoryview(bytearray(CHUNK_BYTES))
     buffers = [buffer]
     writer = log.writer

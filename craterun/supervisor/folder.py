@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
 
 from craterun.core.life import ExitStatus, Record, State
 from craterun.linux.fd import Fd
 from craterun.state.records import overwrite_record, write_record
-from craterun.state.removed import note_removed
+from craterun.state.removed import remove_ended
 from craterun.state.store import Store
 from craterun.supervisor.chronicle import Chronicle
 
@@ -77,8 +76,5 @@ class Folder:
 
         :raises StateError: something cannot be removed
         """
-        # On a full disk: a waiter in another process then learns of the end, but not which.
-        with suppress(OSError):
-            note_removed(self._store.root, record.id, status)
-        self._store.remove(record)
+        remove_ended(self._store, record, status)
         self._chronicle.removed(record)

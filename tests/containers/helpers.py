@@ -298,6 +298,14 @@ def read_some(fd: int) -> bytes:
     return os.read(fd, 65536)
 
 
+def read_all(fd: int) -> bytes:
+    """All that is still to come on ``fd``."""
+    seen = b""
+    while data := read_some(fd):
+        seen += data
+    return seen
+
+
 def read_line(process: subprocess.Popen[bytes]) -> str:
     """The next line on a process's stdout."""
     assert process.stdout is not None

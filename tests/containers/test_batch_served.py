@@ -14,21 +14,15 @@ import pytest
 
 from tests.containers import helpers
 from tests.containers.batch_helpers import as_lines, by_line, kill_batch, results_of, sh
-from tests.containers.helpers import Cli, Gate, read_line, read_some, wait_exit
+from tests.containers.helpers import Cli, Gate, read_all, read_line, wait_exit
 from tests.containers.streams_helpers import children_of, parent_of, until
-from tests.serving import Server, serving
+from tests.serving import Server
 
 pytestmark = pytest.mark.no_server
 make_gate = helpers.make_gate
 MakeGate = Callable[[Path], Gate]
 SETTLED_KIB = 1024
 """What an allocator may keep of memory that is not in use, or count differently."""
-
-
-@pytest.fixture
-def server(state_root: Path) -> Iterator[Server]:
-    with serving(state_root) as running:
-        yield running
 
 
 @pytest.fixture
@@ -168,9 +162,7 @@ def test_the_reader_of_its_results_holds_up_nobody_else(
         assert cli.ok("run", "--attach", "--", "echo", "hello") == "hello\n"
         other = cli("batch", "-", "--rootfs", str(rootfs), "-q", stdin=as_lines([sh("exit 3")]))
         assert [r["exit_code"] for r in by_line(other.stdout)] == [3]
-        seen = b""
-        while data := read_some(read):
-            seen += data
+        seen = read_all(read)
     os.close(read)
     assert process.returncode == 0
     assert len(results_of(seen[len(padding) :])) == 4

@@ -14,7 +14,7 @@ import pytest
 
 from tests.containers import batch_helpers, helpers
 from tests.containers.batch_helpers import as_lines, keeper_of, results_of, sh
-from tests.containers.helpers import Cli, Gate, read_line, read_some
+from tests.containers.helpers import Cli, Gate, read_all, read_line
 from tests.containers.streams_helpers import (
     background,
     metadata,
@@ -128,9 +128,7 @@ def test_a_slow_reader_of_the_results_slows_the_batch_down(cli: Cli, rootfs: Pat
             until(directory, lambda: metadata(directory).get("status") == "stopped")  # noqa: B023
         # Each worker has a result that it cannot get rid of, and does nothing else.
         assert len(os.listdir(ran)) == len(cli.ids()) == 2
-        seen = b""
-        while data := read_some(read):
-            seen += data
+        seen = read_all(read)
     os.close(read)
     assert process.returncode == 0
     assert len(results_of(seen[len(padding) :])) == 6

@@ -8,7 +8,6 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,13 +24,6 @@ from tests.containers.helpers import (
 from tests.serving import Server, comm, serving
 
 cli = helpers.cli
-
-
-@pytest.fixture
-def server(state_root: Path) -> Iterator[Server]:
-    """One with the usual options."""
-    with serving(state_root) as running:
-        yield running
 
 
 def parent(pid: int) -> int:

@@ -6,7 +6,6 @@ import os
 import random
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +20,6 @@ cli = helpers.cli
 READY_WORKERS = 2
 MANY = 20
 """What leaks once is seen when it does so often."""
-
-
-@pytest.fixture
-def server(state_root: Path) -> Iterator[Server]:
-    with serving(state_root) as running:
-        yield running
 
 
 @pytest.fixture
