@@ -1,15 +1,17 @@
 """Bytes per second through the pump: a container's stdout to its log.
 
-    python bench/pump.py [--mebibytes N] [--rounds R] [--only NAME,...]
+    python bench/pump.py [--mebibytes N] [--line BYTES] [--rounds R] [--only NAME,...]
                          [--places tmpfs,disk] [--json FILE]
 
 The same producer (busybox dd of /dev/zero in writes of 256 KiB, so that the
-consumer is what limits it) writes
+consumer is what limits it; with --line, of a file of lines of so many bytes each)
+writes
 
     craterun  in a container, to the pump, to the container's log
     attach    the same with `craterun run --attach >file`, so that it is written twice
     podman    in a container of podman's, to conmon, to a log of the k8s-file driver
     cat       on the host, to `cat >file` on the same filesystem
+    tee       on the host, to `tee log >file`, which writes it twice as attach does
 
 in turn, and the medians over the rounds are compared.  The time of craterun
 includes the container's start and end, as that of podman and of attach includes
@@ -50,30 +52,49 @@ from bench.podman import podman, podman_missing
 
 MEBIBYTE = 1 << 20
 BLOCK = 256 << 10
+LINES_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: so many bytes, in this work directory."""
+    """One run: so many bytes, in this work directory.
+
+    :ivar line: bytes of a line, with its end; 0: bytes without any
+    """
 
     work: Path
     size: int
+    line: int = 0
 
     @property
     def rootfs(self) -> Path:
         """The root filesystem with the producer."""
         return self.work / "rootfs"
 
-    @property
-    def producer(self) -> str:
-        """The shell command that writes the bytes, inside and outside alike."""
-        return f"dd if=/dev/zero bs={BLOCK} count={self.size // BLOCK} 2>/dev/null"
+    def prepare(self) -> None:
+        """Make the root filesystem, and what the producer reads."""
+        make_rootfs(self.rootfs)
+        if self.line:
+            text = (b"0123456789abcdef" * self.line)[: self.line - 1] + b"\n"
+            lines = (text * (LINES_BYTES // self.line + 1))[:LINES_BYTES]
+            (self.rootfs / "lines").write_bytes(lines)
+
+    def producer(self, root: str = "") -> str:
+        """The shell command that writes the bytes.
+
+        :param root: of where the shell runs
+        """
+        dd = f"{root}/bin/dd" if root else "dd"
+        if not self.line:
+            return f"{dd} if=/dev/zero bs={BLOCK} count={self.size // BLOCK} 2>/dev/null"
+        once = f"{dd} if={root}/lines bs={BLOCK} 2>/dev/null"
+        return f"for turn in $(seq {self.size // LINES_BYTES}); do {once}; done"
 
 
 def through_craterun(job: Job) -> float:
     """Pump from a container to its log, and give the seconds it took."""
     script = HERE / "_craterun_pump.py"
-    producer = ["/bin/sh", "-c", f"exec {job.producer}"]
+    producer = ["/bin/sh", "-c", job.producer()]
     with craterun_state(job.work) as state, without_logs(state):
         start: list[str | Path] = [sys.executable, script, job.rootfs, state, str(job.size)]
         with session([*start, *producer], env=craterun_env()) as process:
@@ -113,7 +134,7 @@ def through_attach(job: Job) -> float:
     target = job.work / "attached"
     command: list[str | Path] = [
         sys.executable, "-m", "craterun", "run", "--attach", "--log-max-size", "0",
-        "--rootfs", job.rootfs, "--", "/bin/sh", "-c", f"exec {job.producer}",
+        "--rootfs", job.rootfs, "--", "/bin/sh", "-c", job.producer(),
     ]  # fmt: skip
     with craterun_state(job.work) as state, without_logs(state):
         env = {**craterun_env(), "CRATERUN_ROOT": str(state)}
@@ -131,19 +152,30 @@ def through_podman(job: Job) -> float:
     with own_cgroup(f"{job.work.name}-podman") as cgroup:
         command = podman(job.work, "run", cgroup, job.rootfs, options)
         try:
-            return timed([*command, "/bin/sh", "-c", f"exec {job.producer}"], target, job.size)
+            return timed([*command, "/bin/sh", "-c", job.producer()], target, job.size)
         finally:
             target.unlink(missing_ok=True)
 
 
 def through_cat(job: Job) -> float:
     """Let cat write a file, and give the seconds it took."""
+    return through_pipeline(job, 'cat >"$0"')
+
+
+def through_tee(job: Job) -> float:
+    """Let tee write two files, and give the seconds it took."""
+    return through_pipeline(job, 'tee "$0.copy" >"$0"')
+
+
+def through_pipeline(job: Job, consumer: str) -> float:
+    """Let a shell command write a file, $0 to it, and give the seconds it took."""
     target = job.work / "cat.log"
-    shell = f'{job.rootfs}/bin/busybox {job.producer} | cat >"$0"'
+    shell = f"{{ {job.producer(str(job.rootfs))}; }} | {consumer}"
     try:
         return timed(["sh", "-c", shell, target], target, job.size)
     finally:
-        target.unlink(missing_ok=True)
+        for path in job.work.glob(f"{target.name}*"):
+            path.unlink()
 
 
 CONTENDERS: dict[str, Callable[[Job], float]] = {
@@ -151,6 +183,7 @@ CONTENDERS: dict[str, Callable[[Job], float]] = {
     "attach": through_attach,
     "podman": through_podman,
     "cat": through_cat,
+    "tee": through_tee,
 }
 
 
@@ -162,6 +195,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description="bytes per second to a container's log")
     parser.add_argument("--mebibytes", type=int, default=512, help="output of one run")
+    parser.add_argument("--line", type=int, default=0, help="bytes of a line; 0: no lines")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", type=words, default=list(CONTENDERS), help="contenders")
     parser.add_argument("--places", type=words, default=list(PLACES))
@@ -190,7 +224,7 @@ def absent(names: Sequence[str]) -> dict[str, str]:
 
 def measure(job: Job, names: Sequence[str], rounds: int) -> dict[str, list[float]]:
     """Run all contenders in turn, and give the bytes per second of each round."""
-    make_rootfs(job.rootfs)
+    job.prepare()
     rates: dict[str, list[float]] = {name: [] for name in names}
     # The first turn only warms up: it fills the caches.
     for turn in range(rounds + 1):
@@ -225,7 +259,7 @@ def main() -> int:
     for name in options.places:
         with PLACES[name]() as place:
             where[name] = str(place)
-            job = Job(place.path, options.mebibytes * MEBIBYTE)
+            job = Job(place.path, options.mebibytes * MEBIBYTE, options.line)
             results[name] = measure(job, names, options.rounds)
 
     machine = f"Linux {platform.release()}, {os.cpu_count()} CPUs"
@@ -234,7 +268,7 @@ def main() -> int:
         medians = {contender: statistics.median(values) for contender, values in rates.items()}
         cells = [f"{contender} {rate / 1e6:.0f} MB/s" for contender, rate in medians.items()]
         cells += [f"{contender} MISSING" for contender in missing]
-        for ours, theirs in itertools.product(("craterun", "attach"), ("cat", "podman")):
+        for ours, theirs in itertools.product(("craterun", "attach"), ("cat", "tee", "podman")):
             if {ours, theirs} <= medians.keys():
                 cells.append(f"{ours}/{theirs} {medians[ours] / medians[theirs]:.2f}")
         print(f"  {where[name]}: {', '.join(cells)}")

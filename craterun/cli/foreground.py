@@ -161,7 +161,8 @@ class Output:
             for stream in Stream:
                 sink = OutputSink(console.streams[int(stream)], shared=console.shared)
                 opened.callback(sink.close)
-                reader = container.follow(stream, sink.write_now if sink.is_prompt else None)
+                direct = sink.write_now if sink.is_prompt else None
+                reader = container.follow(stream, direct, sink.descriptor)
                 opened.callback(reader.close)
                 self._ways.append((reader, sink))
             self._open = opened.pop_all()

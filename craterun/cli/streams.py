@@ -77,6 +77,11 @@ class OutputSink:
         """Whether `write_now` is of use: a write to a file may take as long as its disk likes."""
         return self._put is not None
 
+    @property
+    def descriptor(self) -> int:
+        """What `write_now` writes to, if it does nothing else; or -1. Open until `close`."""
+        return self._own.fileno() if isinstance(self._put_now, partial) else -1
+
     def write_now(self, data: memoryview) -> int:
         """Write what can be written without waiting, from any thread; how much that was."""
         put = self._put_now

@@ -31,6 +31,7 @@ from craterun.state.logindex import (
     pack_marks,
     read_index,
 )
+from craterun.state.turn import Relay, Turn
 
 __all__ = ["FILES", "INDEX", "IndexEntry", "LogWriter", "Stream", "Then", "read_index"]
 
@@ -87,6 +88,7 @@ class LogWriter:
         self._is_short = False
         # The pumps of both streams may be in threads, and rotating concerns both.
         self._writing = threading.Lock()
+        self._turn: threading.Lock | Turn = self._writing
         self.sizes = dict.fromkeys(STREAMS, 0)
         self.error: OSError | None = None
         self.lost_bytes = 0
@@ -115,7 +117,8 @@ class LogWriter:
             before = self.sizes[stream]
             size = len(data)
             fd, most, index, base = self._quick[stream]
-            if before + size <= most:
+            is_quick = before + size <= most
+            if is_quick:
                 try:
                     written = os.write(fd, data)
                 except OSError as error:
@@ -132,7 +135,8 @@ class LogWriter:
                         self._note_quickly(
                             index, ENTRY.pack(time_ns, before - base, size, stream, _CHUNK)
                         )
-            else:
+        if not is_quick:
+            with self._turn:  # there may have to be another segment
                 self._append_slowly(stream, data, time_ns, then)
         if self.head is not None:
             self.head.add(stream, data)
@@ -168,7 +172,7 @@ class LogWriter:
             open, so read and `append`, which also tells of what is wrong
         :raises BlockingIOError: the pipe is empty
         """
-        with self._writing:
+        with self._turn:
             head = self.head
             if not self._splices or self.error is not None:
                 return None
@@ -197,6 +201,67 @@ class LogWriter:
                 if self._is_short:
                     self._is_short = False
                     self._close()
+
+    # --- relays (`state.turn`) --------------------------------------------------------------------
+
+    def arm(
+        self,
+        relay: Relay,
+        stream: Stream,
+        target: Callable[[int], int | None],
+        yield_below: int,
+    ) -> bool:
+        """Have ``relay`` append the next chunk of ``stream`` by itself, until somebody else writes.
+        False if that is not possible now.
+
+        :param target: gives the descriptor to pass on to what comes at an offset, -1 if there is no
+            need to, or None: not by a relay
+        :param yield_below: see `Relay.arm`
+        """
+        with self._writing:
+            if not isinstance(self._turn, Turn):
+                self._turn = Turn(self._writing)
+                # Another entry, for a chunk of the other stream that is on its way by then.
+                self._index_most -= ENTRY.size
+            if relay not in self._turn.relays:
+                self._turn.relays.append(relay)
+            size = self.sizes[stream]
+            fd, most, _, _ = self._quick[stream]
+            if most <= size or self._index_bytes > self._index_most:
+                return False
+            if (reader := target(size)) is None:
+                return False
+            relay.arm(fd, most - size, reader, yield_below)
+            return True
+
+    def relayed(self, relay: Relay, stream: Stream, data: memoryview, then: Then | None) -> None:
+        """Put down what ``relay`` has written of ``data``, and append what it has not."""
+        with self._writing:
+            before, written = self.sizes[stream], relay.logged
+            if written < 0:
+                self._fail(OSError(-written, os.strerror(-written)))
+                self.lost_bytes += len(data)
+            else:
+                self.sizes[stream] = before + written
+                if written < len(data):
+                    self._append(stream, data, None, then, written)
+                elif self.error is None:
+                    self._note(None, before - self._bases[stream], written, stream)
+        if self.head is not None:
+            self.head.add(stream, data)
+
+    def halt(self) -> None:
+        """When this returns, no relay is on its way with anything, nor will it be with what it was
+        armed for.
+        """
+        with self._turn:
+            return
+
+    def dismiss(self, relay: Relay) -> None:
+        """It will not be armed any more."""
+        with self._writing:
+            if isinstance(self._turn, Turn) and relay in self._turn.relays:
+                self._turn.relays.remove(relay)
 
     def _splice(self, name: str, pipe: int, size: int) -> int:
         fd = self._open(name)
@@ -329,7 +394,7 @@ class LogWriter:
 
     def finish(self) -> None:
         """Make sure that both files exist, mark the end, and close all."""
-        with self._writing:
+        with self._turn:
             if self._directory < 0:
                 return
             try:

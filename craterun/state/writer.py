@@ -11,6 +11,7 @@ from craterun.core.logoptions import LogOptions
 from craterun.state.loghead import Head
 from craterun.state.logindex import FILES, Stream
 from craterun.state.logs import LogWriter, Then
+from craterun.state.turn import Relay
 
 
 class Writer(Protocol):
@@ -34,6 +35,22 @@ class Writer(Protocol):
     ) -> None: ...
 
     def splice(self, stream: Stream, pipe: int, most: int, time_ns: int) -> int | None: ...
+
+    def arm(
+        self,
+        relay: Relay,
+        stream: Stream,
+        target: Callable[[int], int | None],
+        yield_below: int,
+    ) -> bool: ...
+
+    def relayed(
+        self, relay: Relay, stream: Stream, data: memoryview, then: Then | None
+    ) -> None: ...
+
+    def halt(self) -> None: ...
+
+    def dismiss(self, relay: Relay) -> None: ...
 
     def locate(self, stream: Stream, offset: int, directory: int = -1) -> tuple[int, int]: ...
 
@@ -78,6 +95,25 @@ class NoLog:
     def splice(self, stream: Stream, pipe: int, most: int, time_ns: int) -> int | None:
         """Nowhere to."""
         return None
+
+    def arm(
+        self,
+        relay: Relay,
+        stream: Stream,
+        target: Callable[[int], int | None],
+        yield_below: int,
+    ) -> bool:
+        """Relays are for what is logged."""
+        return False
+
+    def relayed(self, relay: Relay, stream: Stream, data: memoryview, then: Then | None) -> None:
+        """None is armed."""
+
+    def halt(self) -> None:
+        """None is armed."""
+
+    def dismiss(self, relay: Relay) -> None:
+        """None is armed."""
 
     def locate(self, stream: Stream, offset: int, directory: int = -1) -> tuple[int, int]:
         """Nowhere."""

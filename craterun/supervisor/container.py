@@ -137,23 +137,26 @@ class Container:
         self._chronicle.begin(self.record)
 
     def follow(
-        self, stream: Stream, direct: Callable[[memoryview], int] | None = None
+        self,
+        stream: Stream,
+        direct: Callable[[memoryview], int] | None = None,
+        descriptor: int = -1,
     ) -> LogReader:
         """A reader of all output on ``stream``, from the first byte to the last. Close it.
 
         What is not kept any more is counted as skipped: of a container that has ended and was
         removed, all; nothing, if this is called right after the start, before anything is awaited.
 
-        :param direct: see `OutputLog.follow`
+        :param direct: see `OutputLog.follow`, as ``descriptor``
         """
         if not self._launched.exited.is_set():
-            return self._log.follow(stream, direct)
+            return self._log.follow(stream, direct, descriptor)
         try:
             folder = self._folder.opened(self.id)
         except OSError:
-            return self._log.follow(stream, direct)
+            return self._log.follow(stream, direct, descriptor)
         try:
-            return self._log.follow(stream, direct, folder.fileno())
+            return self._log.follow(stream, direct, descriptor, folder.fileno())
         finally:
             folder.close()
 

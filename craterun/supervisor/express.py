@@ -1,9 +1,9 @@
 """The short way from a container to an attached reader: one thread, no event loop in between.
 
 An event loop in Python needs about 50 µs to notice a byte and to let a task read it. A thread that
-waits for the pipe itself has passed it on by then: to the log, then to the reader. Nothing else
-changes: whatever the reader's side does not take at once is the reader's own business, who
-finds it in the log.
+waits for the pipe itself has passed it on by then: to the log, then to the reader; where there is a
+`linux.relay`, without Python in between. Nothing else changes: whatever the reader's side does not
+take at once is the reader's own business, who finds it in the log.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import fcntl
 import os
 import select
 from collections.abc import Callable
-from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -22,6 +21,7 @@ from craterun.linux.shortage import SHORTAGES, is_no_thread
 from craterun.supervisor.sluice import Sluice
 
 if TYPE_CHECKING:
+    from craterun.linux.relay import Relay
     from craterun.state.logs import Stream
     from craterun.supervisor.pumps import OutputLog
 
@@ -87,69 +87,125 @@ async def pump_express(pipe: int, log: OutputLog, stream: Stream) -> Left | None
 def _move(
     pipe: int, stop: int, log: OutputLog, stream: Stream, announce: Callable[[], None]
 ) -> Left:
-    with closing(Sluice()) as sluice:
-        return _move_all(pipe, stop, log, stream, announce, sluice)
-
-
-def _move_all(
-    pipe: int,
-    stop: int,
-    log: OutputLog,
-    stream: Stream,
-    announce: Callable[[], None],
-    sluice: Sluice,
-) -> Left:
     if log.is_terminal:
         from craterun.linux.scheduling import prefer_short_slices  # needs ctypes
 
         # It gives way, and is to have its turn again soon.
         prefer_short_slices()
-    buffer = memoryview(bytearray(CHUNK_BYTES))
-    buffers = [buffer]
-    writer = log.writer
-    append, readv = writer.append, os.readv
-    only_output = [(pipe, select.POLLIN)]
-    bulk = grown = False
-    poll = select.poll()
-    poll.register(pipe, select.POLLIN)
-    poll.register(stop, select.POLLIN)
-    wait = poll.poll
-    while True:
-        # Whatever can be done before the wait is: a byte that has come waits for each instruction.
-        way_on = log.way_on(stream)
-        before = writer.sizes[stream]
-        if (ready := wait()) != only_output and any(fd == stop for fd, _ in ready):
-            return Left(False, b"")
-        if bulk:
-            # Whoever is behind takes it from the log; whoever is not is passed what we have read.
-            size = 0 if log.is_anybody_waiting(stream) else sluice.take(pipe)
-            bulk = size > 0
-            if bulk:
-                unlogged = sluice.pour(size, writer, stream)
-                if writer.is_lossy():
-                    return Left(False, unlogged)
-                announce()
-                continue
+    return _Way(pipe, stop, log, stream, announce).go()
+
+
+class _Way:
+    """What the thread does. Whatever can be done before a wait is: a byte that has come waits for
+    each instruction.
+    """
+
+    def __init__(
+        self, pipe: int, stop: int, log: OutputLog, stream: Stream, announce: Callable[[], None]
+    ) -> None:
+        from craterun.linux.relay import open_relay  # needs ctypes
+
+        self._pipe = pipe
+        self._stop = stop
+        self._log = log
+        self._writer = log.writer
+        self._stream = stream
+        self._announce = announce
+        self._buffer = memoryview(bytearray(CHUNK_BYTES))
+        self._relay = open_relay(pipe, stop, self._buffer)
+        self._sluice = Sluice()
+        self._poll = select.poll()
+        self._poll.register(pipe, select.POLLIN)
+        self._poll.register(stop, select.POLLIN)
+        self._only_output = [(pipe, select.POLLIN)]
+        self._is_bulk = self._is_grown = False
+        self._left: Left | None = None
+
+    def go(self) -> Left:
+        """Until there is nothing more to be done this way."""
         try:
-            size = readv(pipe, buffers)
+            while self._left is None:
+                if self._is_bulk:
+                    self._pour()
+                elif self._relay is not None and self._log.arm(self._relay, self._stream):
+                    self._move_by_relay(self._relay)
+                else:
+                    self._move()
+            return self._left
+        finally:
+            self._sluice.close()
+            if self._relay is not None:
+                self._writer.dismiss(self._relay)
+
+    def _wait(self) -> bool:
+        """Until there is output, or its end. False: no longer."""
+        ready = self._poll.poll()
+        if ready != self._only_output and any(fd == self._stop for fd, _ in ready):
+            self._left = Left(False, b"")
+            return False
+        return True
+
+    def _move(self) -> None:
+        way_on = self._log.way_on(self._stream)
+        before = self._writer.sizes[self._stream]
+        if not self._wait():
+            return
+        try:
+            size = os.readv(self._pipe, [self._buffer])
         except BlockingIOError:
-            continue
+            return
         except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            size = 0  # what end-of-file is for a terminal
-        if size == 0:
-            return Left(True, b"")
-        data = buffer[:size]
-        append(stream, data, None, way_on)
-        if writer.is_lossy():
-            return Left(False, bytes(data[writer.sizes[stream] - before :]))
-        if log.is_anybody_behind(stream):
-            announce()
-        bulk = size >= BULK_BYTES
-        if bulk and not grown:
-            grown = True
-            grow(pipe)
+            size = -(error.errno or errno.EIO)
+        if size > 0:
+            self._writer.append(self._stream, self._buffer[:size], None, way_on)
+        self._moved(size, before)
+
+    def _move_by_relay(self, relay: Relay) -> None:
+        before = self._writer.sizes[self._stream]
+        try:
+            size = relay.wait()
+            if is_logged := relay.took:
+                self._log.relayed(relay, self._stream, self._buffer[:size])
+        finally:
+            relay.finish()
+        if size > 0 and not is_logged:
+            way_on = self._log.way_on(self._stream)
+            self._writer.append(self._stream, self._buffer[:size], None, way_on)
+        self._moved(size, before)
+
+    def _moved(self, size: int, before: int) -> None:
+        """So much was read, logged as far as that is possible, and passed on; 0 or -errno: none."""
+        if size == -errno.ECANCELED:
+            self._left = Left(False, b"")
+        elif size in (0, -errno.EIO):  # the latter is what end-of-file is for a terminal
+            self._left = Left(True, b"")
+        elif size < 0:
+            raise OSError(-size, os.strerror(-size))
+        elif self._writer.is_lossy():
+            logged = self._writer.sizes[self._stream] - before
+            self._left = Left(False, bytes(self._buffer[logged:size]))
+        else:
+            if self._log.is_anybody_behind(self._stream):
+                self._announce()
+            self._is_bulk = size >= BULK_BYTES
+            if self._is_bulk and not self._is_grown:
+                self._is_grown = True
+                grow(self._pipe)
+
+    def _pour(self) -> None:
+        """Whoever is behind takes it from the log; whoever is not is passed what we have read."""
+        if not self._wait():
+            return
+        size = 0
+        if not self._log.is_anybody_waiting(self._stream):
+            size = self._sluice.take(self._pipe)
+        self._is_bulk = size > 0
+        if size:
+            unlogged = self._sluice.pour(size, self._writer, self._stream)
+            if self._writer.is_lossy():
+                self._left = Left(False, unlogged)
+            else:
+                self._announce()
 
 
 def grow(pipe: int) -> None:

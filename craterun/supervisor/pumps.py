@@ -35,6 +35,7 @@ from craterun.supervisor.express import BULK_BYTES, grow, pump_express
 from craterun.supervisor.reader import LogReader, own
 
 if TYPE_CHECKING:
+    from craterun.linux.relay import Relay
     from craterun.supervisor.readiness import Readiness
 
 DRAIN_SECONDS = 2.0
@@ -73,12 +74,14 @@ class OutputLog:
         self.may_go_on = may_go_on
         self._news: dict[Stream, trio.lowlevel.ParkingLot] = {}
         self._readers: list[LogReader] = []
+        self._served: dict[Stream, LogReader | None] = {}
         self.on_reader: dict[Stream, Callable[[], None]] = {}
 
     def follow(
         self,
         stream: Stream,
         direct: Callable[[memoryview], int] | None = None,
+        descriptor: int = -1,
         directory: int = -1,
     ) -> LogReader:
         """A reader of everything that ``stream`` holds and will hold. Close it after use.
@@ -86,9 +89,11 @@ class OutputLog:
         :param direct: called in a thread with what comes while the reader waits in `receive`, which
             then does not return it: writes that to where the reader would, without blocking, and
             returns how much of it
+        :param descriptor: what ``direct`` writes to, if write(2) is all that it does; non-blocking,
+            and open until the reader has been closed. A relay does without ``direct`` then.
         :param directory: see `LogWriter.locate`
         """
-        reader = LogReader(self, stream, direct)
+        reader = LogReader(self, stream, direct, descriptor)
         self._readers.append(reader)
         if self.is_over(stream):
             reader.secure(directory)
@@ -128,6 +133,27 @@ class OutputLog:
 
         return pass_on
 
+    def arm(self, relay: Relay, stream: Stream) -> bool:
+        """Have ``relay`` do what `way_on` would do, by itself, if there is one reader at most."""
+        hurried = self.is_terminal or stream in self._hurried
+
+        def target(offset: int) -> int | None:
+            readers = [reader for reader in self._readers if reader.stream is stream]
+            self._served[stream] = readers[0] if readers else None
+            if not readers:
+                return -1
+            return readers[0].target(offset) if len(readers) == 1 else None
+
+        return self.writer.arm(relay, stream, target, _FEW_BYTES if hurried else 0)
+
+    def relayed(self, relay: Relay, stream: Stream, data: memoryview) -> None:
+        """``relay`` has the log, with ``data`` on its way. By its thread."""
+        offset = self.writer.sizes[stream]
+        self.writer.relayed(relay, stream, data, self.way_on(stream))
+        reader = self._served[stream]
+        if reader is not None and relay.logged == len(data):
+            reader.relayed(data, offset, relay.passed)
+
     def is_anybody_waiting(self, stream: Stream) -> bool:
         """Whether `way_on` would be of use right now."""
         return any(reader.stream is stream and reader.is_waiting for reader in self._readers)
@@ -144,6 +170,7 @@ class OutputLog:
     def forget(self, reader: LogReader) -> None:
         """Drop a closed reader."""
         self._readers.remove(reader)
+        self.writer.halt()
         self.made_room()
 
     def announce(self, stream: Stream) -> None:

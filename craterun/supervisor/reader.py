@@ -40,10 +40,16 @@ class LogReader:
     """
 
     def __init__(
-        self, log: OutputLog, stream: Stream, direct: Callable[[memoryview], int] | None = None
+        self,
+        log: OutputLog,
+        stream: Stream,
+        direct: Callable[[memoryview], int] | None = None,
+        descriptor: int = -1,
     ) -> None:
+        """:param direct: see `OutputLog.follow`, as ``descriptor``"""
         self.stream = stream
         self._direct = direct
+        self._descriptor = descriptor
         self._waits = False
         self._passing = threading.Lock()
         self.skipped_bytes = 0
@@ -88,6 +94,18 @@ class LogReader:
         finally:
             self._passing.release()
 
+    def target(self, offset: int) -> int | None:
+        """The descriptor to which a relay may pass on what comes at ``offset``."""
+        ready = self.is_waiting and self._descriptor >= 0 and self.offset == offset
+        return self._descriptor if ready else None
+
+    def relayed(self, data: memoryview, offset: int, passed: int) -> None:
+        """A relay has passed on so much of ``data``, or has failed to."""
+        with self._passing:
+            if passed < 0:  # the reader's own function knows what to do about it
+                passed = 0 if self._direct is None else self._direct(data)
+            self.offset = offset + passed
+
     def offer(self, data: bytes) -> None:
         """Take ``data``, which the log has not, into the queue if there is room."""
         if self._live_bytes + len(data) > _LIVE_QUEUE_BYTES:
@@ -122,6 +140,8 @@ class LogReader:
             finally:
                 with self._passing:  # what is being passed on is not to be read as well
                     self._waits = False
+                if self._descriptor >= 0:
+                    self._log.writer.halt()  # nor what a relay passes on
 
     def read_on(self, take: Callable[[int, int, int], int]) -> None:
         """Have ``take`` copy what is in the log now, as long as it takes anything.

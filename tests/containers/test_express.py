@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
+import math
 import os
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from craterun import Spec, Stream, Supervisor
+from craterun.cli.streams import OutputSink, copy_log
+from craterun.core import native
+from craterun.core.logoptions import LogOptions
 from craterun.supervisor.container import Container
+from craterun.supervisor.pumps import OutputLog
 from tests.containers.streams_helpers import (
     Gate,
     add_noise,
@@ -22,6 +30,14 @@ from tests.containers.streams_helpers import (
 )
 
 SIZE = 2**21 + 1
+TWO_STREAMS = """
+i=0
+while [ $i -lt 2000 ]; do
+    echo "line $i"; echo "a line on the other stream, to have the log rotated" >&2
+    i=$((i + 1))
+    case $i in *5) sleep 0.002;; esac
+done
+"""
 
 
 class Taker:
@@ -117,6 +133,71 @@ def test_a_reader_that_leaves_amid_everything_stops_being_served(
     directory = trio.run(run)
     assert late == []
     check_log(directory, out + out, b"")
+
+
+@pytest.mark.skipif(not native.SUPPORTED, reason="no machine code for this machine")
+def test_readers_that_come_and_go_get_each_byte_once_from_a_relay(
+    rootfs: Path, state_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the log is rotated by what is written to the other stream."""
+    relayed = 0
+    relay = OutputLog.relayed
+
+    def counted(self: OutputLog, *arguments: Any) -> None:
+        nonlocal relayed
+        relay(self, *arguments)
+        relayed += 1
+
+    async def one(container: Container, seconds: float) -> bytes:
+        """What a reader saw that left after so long."""
+        outlet, inlet = os.pipe()
+        os.set_blocking(outlet, False)
+        fcntl.fcntl(inlet, fcntl.F_SETPIPE_SZ, 1 << 20)
+        sink = OutputSink(inlet)
+        reader = container.follow(Stream.STDOUT, sink.write_now, sink.descriptor)
+        with trio.move_on_after(seconds):
+            await copy_log(reader, sink)
+        assert reader.skipped_bytes == 0
+        reader.close()
+        sink.close()
+        os.close(inlet)
+        seen = b""
+        while part := os.read(outlet, 1 << 20):
+            seen += part
+        os.close(outlet)
+        return seen
+
+    async def run() -> tuple[list[bytes], list[bytes], Path]:
+        chance = random.Random(3)
+        left: list[bytes] = []
+        whole: list[bytes] = []
+        async with Supervisor(str(state_root)) as supervisor, trio.open_nursery() as tasks:
+            options = LogOptions(max_bytes=4096, max_files=1000)
+            command = ("sh", "-c", TWO_STREAMS)
+            container = await supervisor.start(
+                Spec(rootfs=str(rootfs), command=command, log=options)
+            )
+
+            async def come_and_go() -> None:
+                while container.status is None:
+                    await trio.lowlevel.checkpoint()  # there may be nothing to wait for in `one`
+                    left.append(await one(container, chance.choice([0, 0.001, 0.01, 0.05])))
+
+            async def stay() -> None:
+                whole.append(await one(container, math.inf))
+
+            tasks.start_soon(come_and_go)
+            await trio.sleep(0.2)  # there is one reader only in this time
+            tasks.start_soon(stay)
+            await container.wait()
+        return left, whole, state_root / container.id
+
+    monkeypatch.setattr(OutputLog, "relayed", counted)
+    left, (whole,), _ = trio.run(run)
+    assert whole == b"".join(b"line %d\n" % number for number in range(2000))
+    assert all(whole.startswith(part) for part in left)
+    assert any(left)
+    assert relayed > 5
 
 
 def test_a_supervisor_that_is_cancelled_ends_its_threads(rootfs: Path, state_root: Path) -> None:

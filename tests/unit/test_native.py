@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import struct
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from craterun.core import opcodes as op
 from craterun.core import steps as s
 from craterun.core.assembler import Assembler
 from craterun.keeper import native as keeper
-from tests.conftest import tier_not_run
+from tests.unit.assembled import assembled
 from tests.unit.builders import all_run_plans, make_exec_plan, make_run_plan
 
 pytestmark = pytest.mark.skipif(not n.SUPPORTED, reason="no machine code for this machine")
@@ -41,12 +39,7 @@ def places(native: n.Native | None) -> list[int]:
 
 
 def test_the_bytes_are_what_the_source_says(tmp_path: Path) -> None:
-    if shutil.which("as") is None or shutil.which("objcopy") is None:
-        tier_not_run("binutils are missing: machine code is not compared with its source")
-    made, code = tmp_path / "native.o", tmp_path / "native.bin"
-    subprocess.run(["as", "--64", "-o", made, SOURCE], check=True)
-    subprocess.run(["objcopy", "-O", "binary", "-j", ".text", made, code], check=True)
-    assert code.read_bytes() == keeper._CODE
+    assert assembled(SOURCE, tmp_path) == keeper._CODE
 
 
 def test_the_machine_code_has_neither_stack_nor_calls() -> None:
