@@ -17,7 +17,6 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from craterun.core.logoptions import LogOptions
-from craterun.state import logresume
 from craterun.state.loghead import Head
 from craterun.state.logindex import (
     ENTRY,
@@ -27,10 +26,9 @@ from craterun.state.logindex import (
     IndexEntry,
     Kind,
     Stream,
-    numbered,
-    pack_marks,
     read_index,
 )
+from craterun.state.segments import SLOW, Segments
 from craterun.state.turn import Relay, Turn
 
 __all__ = ["FILES", "INDEX", "IndexEntry", "LogWriter", "Stream", "Then", "read_index"]
@@ -38,8 +36,6 @@ __all__ = ["FILES", "INDEX", "IndexEntry", "LogWriter", "Stream", "Then", "read_
 _FAILED = stat.S_ISVTX
 """On the container's folder: a writer has failed. It costs no space, which there may be none of."""
 _CHUNK = int(Kind.CHUNK)
-_SLOW = (-1, -1, -1, 0)
-"""No open file, and no end of a chunk that could be written to it; no index; the base."""
 
 Then = Callable[[memoryview, int], None]
 """Called with bytes, and their offset in the stream, as soon as they are in their file, before
@@ -47,11 +43,8 @@ their index entry is: whoever they are passed on to then has nothing that a read
 not find."""
 
 
-class LogWriter:
+class LogWriter(Segments):
     """The one writer of a container's log. Files are made at their first byte, or by `finish`.
-
-    Before a file would exceed ``options.max_bytes``, all three are finished together as a segment
-    and new ones begun; beyond ``options.max_files`` the oldest are removed.
 
     A failed write (disk full) ends the logging of both streams: a log with a hole would be taken
     for complete. What came later is counted in ``lost_bytes``; the container goes on. A mark on the
@@ -75,29 +68,15 @@ class LogWriter:
         :param may_keep: whether a file that was just opened may stay open; else it is closed again
             after each chunk, so that however many containers write, few descriptors do
         """
-        options = options or LogOptions()
-        self._directory = directory
-        self._max_bytes = options.max_bytes
-        # Of an index: one entry more, and there must be room for the end mark.
-        self._index_most = (self._max_bytes or 1 << 62) - 2 * ENTRY.size
-        self._max_files = options.max_files
-        self._files: dict[str, int] = {}
-        self._quick = dict.fromkeys(STREAMS, _SLOW)
+        super().__init__(directory, options or LogOptions(), may_keep)
         self._splices = hasattr(os, "splice")  # not in every C library that Python is built with
-        self._may_keep = may_keep
-        self._is_short = False
         # The pumps of both streams may be in threads, and rotating concerns both.
         self._writing = threading.Lock()
         self._turn: threading.Lock | Turn = self._writing
-        self.sizes = dict.fromkeys(STREAMS, 0)
         self.error: OSError | None = None
         self.lost_bytes = 0
         self.head: Head | None = None
         self._inherited_failure = False
-        self._index_bytes = 0
-        self._serial = 1
-        self._bases = dict.fromkeys(STREAMS, 0)
-        self._finished: list[tuple[int, dict[Stream, int]]] = []
         if resume:
             try:
                 self._resume()
@@ -285,14 +264,6 @@ class LogWriter:
             room = self._room(stream)
         return room
 
-    def _room(self, stream: Stream) -> int:
-        """Bytes that may be appended to ``stream`` in this segment."""
-        if not self._max_bytes:
-            return 1 << 62
-        if self._index_bytes > self._index_most:
-            return 0
-        return self._max_bytes - (self.sizes[stream] - self._bases[stream])
-
     def _append(
         self,
         stream: Stream,
@@ -337,18 +308,9 @@ class LogWriter:
         except OSError as error:
             self._fail(error)
 
-    def _write_index(self, entries: bytes) -> None:
-        fd = self._open(INDEX)
-        rest = memoryview(entries)
-        while rest:
-            rest = rest[os.write(fd, rest) :]
-        self._index_bytes += len(entries)
-        if self._index_bytes > self._index_most:
-            self._quick = dict.fromkeys(STREAMS, _SLOW)
-
     def _fail(self, error: OSError) -> None:
         self.error = error
-        self._quick = dict.fromkeys(STREAMS, _SLOW)
+        self._quick = dict.fromkeys(STREAMS, SLOW)
         with suppress(OSError):
             mode = stat.S_IMODE(os.fstat(self._directory).st_mode)
             os.fchmod(self._directory, mode | _FAILED)
@@ -380,17 +342,7 @@ class LogWriter:
         :param directory: the folder, borrowed, for when `finish` has let go of it
         """
         with self._writing:
-            directory = directory if self._directory < 0 else self._directory
-            for serial, bases in self._finished:
-                following = self._base_after(serial, stream)
-                if offset < following and following > bases[stream]:
-                    name = numbered(FILES[stream], serial)
-                    return logresume.open_to_read(directory, name), bases[stream]
-            return logresume.open_to_read(directory, FILES[stream]), self._bases[stream]
-
-    def _base_after(self, serial: int, stream: Stream) -> int:
-        later = (bases[stream] for other, bases in self._finished if other > serial)
-        return next(later, self._bases[stream])
+            return self._locate(stream, offset, directory)
 
     def finish(self) -> None:
         """Make sure that both files exist, mark the end, and close all."""
@@ -410,57 +362,6 @@ class LogWriter:
                 self._close()
                 self._directory = -1  # its owner may close it now
 
-    # --- segments -----------------------------------------------------------------------------
-
-    def _rotate(self, time_ns: int) -> None:
-        """Finish this segment and begin the next one, in the order that `logindex` states."""
-        self._drop()
-        self._open(INDEX)
-        self._close()
-        for stream in STREAMS:
-            with suppress(FileNotFoundError):  # nothing was written to it in this segment
-                self._rename(FILES[stream])
-        self._rename(INDEX)
-        self._finished.append((self._serial, self._bases))
-        self._begin(self._serial + 1, dict(self.sizes), time_ns)
-        self._drop()
-
-    def _begin(self, serial: int, bases: dict[Stream, int], time_ns: int) -> None:
-        self._serial = serial
-        self._bases = bases
-        self._index_bytes = 0
-        self._write_index(pack_marks(time_ns, serial, bases))
-
-    def _drop(self) -> None:
-        while self._finished and self._finished[0][0] <= self._serial - self._max_files:
-            serial, _ = self._finished.pop(0)
-            for name in (INDEX, *FILES.values()):
-                with suppress(FileNotFoundError):
-                    os.unlink(numbered(name, serial), dir_fd=self._directory)
-
-    def _rename(self, name: str) -> None:
-        new = numbered(name, self._serial)
-        os.rename(name, new, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-
-    def _open(self, name: str) -> int:
-        fd = self._files.get(name)
-        if fd is None:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = self._files[name] = os.open(name, flags, 0o600, dir_fd=self._directory)
-            self._is_short |= self._may_keep is not None and not self._may_keep(fd)
-        return fd
-
-    def _make(self, name: str) -> None:
-        """An empty file, without opening it: most containers write to one stream at most."""
-        with suppress(FileExistsError):
-            os.mknod(name, stat.S_IFREG | 0o600, dir_fd=self._directory)
-
-    def _close(self) -> None:
-        self._quick = dict.fromkeys(STREAMS, _SLOW)
-        for fd in self._files.values():
-            os.close(fd)
-        self._files.clear()
-
     # --- taking over from a writer that was killed ------------------------------------------------
 
     def _resume(self) -> None:
@@ -468,29 +369,6 @@ class LogWriter:
         if os.fstat(self._directory).st_mode & _FAILED:
             self._inherited_failure = True
             self.error = OSError(errno.EIO, os.strerror(errno.EIO))
-        remains = logresume.look(self._directory)
-        self._serial, self._bases = remains.serial, remains.bases
-        self._finished, self.sizes = remains.finished, remains.sizes
-        self._index_bytes = remains.index_bytes
-        if self.error is not None:
-            return
-        if remains.lacks_marks:
-            os.ftruncate(self._open(INDEX), 0)
-            self._begin(self._serial, self._bases, time.time_ns())
-        self._mend_index()
-        if remains.moved:
-            self._rotate(time.time_ns())
-
-    def _mend_index(self) -> None:
-        """Cut off an entry that was not finished; add one for bytes that none covers."""
-        if self._index_bytes % ENTRY.size:
-            self._index_bytes -= self._index_bytes % ENTRY.size
-            os.ftruncate(self._open(INDEX), self._index_bytes)
-        covered = logresume.covered(self._directory, self._index_bytes)
-        for stream in STREAMS:
-            size = self.sizes[stream] - self._bases[stream]
-            while (start := covered.get(stream, size)) < size:
-                length = min(size - start, 0xFFFFFFFF)
-                entry = IndexEntry(time.time_ns(), start, length, stream)
-                self._write_index(entry.pack())
-                covered[stream] = start + length
+        remains = self._adopt()
+        if self.error is None:
+            self._mend(remains)
