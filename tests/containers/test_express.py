@@ -15,6 +15,7 @@ import trio
 from craterun import Spec, Stream, Supervisor
 from craterun.cli.streams import OutputSink, copy_log
 from craterun.core import native
+from craterun.core import opcodes as op
 from craterun.core.logoptions import LogOptions
 from craterun.supervisor.container import Container
 from craterun.supervisor.pumps import OutputLog
@@ -219,10 +220,12 @@ def test_a_supervisor_that_is_cancelled_ends_its_threads(rootfs: Path, state_roo
     trio.run(run)
 
 
+@pytest.mark.parametrize("native_code", ["1", "0"])
 def test_output_and_errors_to_one_pipe_that_is_full_reach_the_log(
-    rootfs: Path, state_root: Path
+    rootfs: Path, state_root: Path, monkeypatch: pytest.MonkeyPatch, native_code: str
 ) -> None:
     """Both streams go directly to one pipe, and each finds it filled by the other (``2>&1``)."""
+    monkeypatch.setenv(op.SWITCH, native_code)
     out, err = add_noise(rootfs, SIZE)
     script = "cat /out.bin & cat /err.bin >&2; wait; echo >/written; read x </go; exit 4"
     run = ("run", "--attach", "--rootfs", str(rootfs), "--", "sh", "-c", script)
@@ -242,8 +245,12 @@ def test_output_and_errors_to_one_pipe_that_is_full_reach_the_log(
     check_log(directory, out, err)
 
 
-def test_a_reader_that_fell_behind_catches_up(rootfs: Path, state_root: Path) -> None:
+@pytest.mark.parametrize("native_code", ["1", "0"])
+def test_a_reader_that_fell_behind_catches_up(
+    rootfs: Path, state_root: Path, monkeypatch: pytest.MonkeyPatch, native_code: str
+) -> None:
     """Directly, then from the log while the reader sleeps, then directly again."""
+    monkeypatch.setenv(op.SWITCH, native_code)
     out, _ = add_noise(rootfs, SIZE)
     script = "echo a; read x </go; cat /out.bin; echo >/written; read x </go; echo b"
     run = ("run", "--attach", "--rootfs", str(rootfs), "--", "sh", "-c", script)
