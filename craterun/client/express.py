@@ -22,14 +22,13 @@ import os
 import select
 from collections.abc import Callable, Mapping
 
+from craterun.linux.scheduling import FEW_BYTES
 from craterun.linux.watches import FolderWatches, written
 from craterun.state.logcursor import LogCursor, Spot
 from craterun.state.logindex import ENTRY, FILES, INDEX, Kind, Stream
 
 MOST_BYTES = 64 * 1024
 """More than that is not one chunk, and better read in larger pieces."""
-FEW_BYTES = 1024
-"""So much may be what somebody has just typed; of more, there is probably more to come."""
 _ENTRIES_BYTES = 64 * ENTRY.size
 
 Ready = list[tuple[int, int]]

@@ -190,13 +190,13 @@ class Native:
         values: Any,
         streams: tuple[int, int, int],
         error: int,
-        shared: bool,
+        table: bool,
     ) -> None:
         words = self._words
         words[(slot + n.STAMP) >> 3] = words[(slot + n.STAMP + 8) >> 3] = 0
         words[(slot + n.FAILED) >> 3] = 0
         place = (slot + n.PARTS) >> 3
-        words[place] = self._base + self._opening(streams, shared)
+        words[place] = self._base + self._opening(streams, table)
         for number, native in parts:
             place += 1
             found = self._parts.get(number)
@@ -207,12 +207,12 @@ class Native:
             words[place] = self._base + found
         words[place + 1] = 0
         here = self._base + slot
-        table = [here + n.STAMP, 0, here + n.SCRATCH, 0, error, 0]
+        entries = [here + n.STAMP, 0, here + n.SCRATCH, 0, error, 0]
         for fd in streams:
-            table += (max(fd, 0), 0)
-        self._add_values(table, values, slot)
+            entries += (max(fd, 0), 0)
+        self._add_values(entries, values, slot)
 
-    def _add_values(self, table: list[int], values: Any, slot: int) -> None:
+    def _add_values(self, entries: list[int], values: Any, slot: int) -> None:
         """Put ``values`` behind one another, and where they are into the table of values."""
         at = self._base + slot + n.DATA
         data = bytearray()
@@ -224,19 +224,19 @@ class Native:
                     data += string
                     data.append(0)
                 data += bytes(-len(data) % 8)
-                table += (at + len(data), len(value))
+                entries += (at + len(data), len(value))
                 for pointer in (*pointers, 0):
                     data += pointer.to_bytes(8, "little")
             else:
-                table += (at + len(data), len(value))
+                entries += (at + len(data), len(value))
                 data += value
                 data.append(0)
-        if len(data) > n.SLOT_BYTES - n.DATA or len(table) > 2 * n.MAX_VALUES:
+        if len(data) > n.SLOT_BYTES - n.DATA or len(entries) > 2 * n.MAX_VALUES:
             raise UnavailableError(op.NOW)
         self._bytes[slot + n.DATA : slot + n.DATA + len(data)] = data
         place = (slot + n.VALUES) >> 3
-        self._words[place : place + len(table)] = memoryview(
-            b"".join([word.to_bytes(8, "little") for word in table])
+        self._words[place : place + len(entries)] = memoryview(
+            b"".join([word.to_bytes(8, "little") for word in entries])
         ).cast("Q")
 
     def _keep(self, number: int, code: bytes, addresses: bytes) -> int:
@@ -259,9 +259,9 @@ class Native:
         if len(self._free) == _SLOTS:  # nobody reads them
             self._end = 0
 
-    def _opening(self, streams: tuple[int, int, int], shared: bool) -> int:
+    def _opening(self, streams: tuple[int, int, int], table: bool) -> int:
         """What `keeper.child.opening` does."""
-        kind = -1 - (streams[0] >= 0) - 2 * shared
+        kind = -1 - (streams[0] >= 0) - 2 * table
         if kind not in self._parts:
             soft_and_hard = b"".join(
                 number.to_bytes(8, sys.byteorder, signed=True) for number in self._open_files
@@ -273,7 +273,7 @@ class Native:
                 _call("write", n.value(n.VALUE_ERROR), bytes((op.RECORD_TABLE,)), 1, wanted=1),
             ]
             opening = [
-                *(part if shared else ()),
+                *(part if table else ()),
                 *connect,
                 _call("dup3", n.value(n.VALUE_ERROR), op.ERROR_FD, os.O_CLOEXEC, wanted=3),
                 _call("close_range", op.JOIN_FD, -1, 0, wanted=0),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
+from craterun.linux.scheduling import prefer_short_slices
 from craterun.linux.shortage import SHORTAGES, is_no_thread
 from craterun.supervisor.sluice import Sluice
 
@@ -88,8 +89,6 @@ def _move(
     pipe: int, stop: int, log: OutputLog, stream: Stream, announce: Callable[[], None]
 ) -> Left:
     if log.is_terminal:
-        from craterun.linux.scheduling import prefer_short_slices  # needs ctypes
-
         # It gives way, and is to have its turn again soon.
         prefer_short_slices()
     return _Way(pipe, stop, log, stream, announce).go()

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from craterun.linux.scheduling import FEW_BYTES
 from craterun.linux.shortage import SHORTAGES
 from craterun.state.logindex import STREAMS
 from craterun.state.logs import Stream, Then
@@ -46,15 +47,12 @@ Only somebody outside, who was handed the descriptor over a socket, can keep a p
 whatever the command left running in the background.
 """
 
-_FEW_BYTES = 1024
-
 
 def _give_way(data: memoryview, _offset: int) -> None:
-    """Let others on this processor run who were woken by what a pump's thread has just written:
-    the kernel's thread that takes it to a terminal, or a process that is attached. For them, what
-    is left to be done for this chunk would be time to wait. Of a flood, the more the better.
+    """To whoever was woken by what a pump's thread has just written: the kernel's thread that takes
+    it to a terminal, or a process that is attached.
     """
-    if len(data) < _FEW_BYTES:
+    if len(data) < FEW_BYTES:
         os.sched_yield()
 
 
@@ -144,7 +142,7 @@ class OutputLog:
                 return -1
             return readers[0].target(offset) if len(readers) == 1 else None
 
-        return self.writer.arm(relay, stream, target, _FEW_BYTES if hurried else 0)
+        return self.writer.arm(relay, stream, target, FEW_BYTES if hurried else 0)
 
     def relayed(self, relay: Relay, stream: Stream, data: memoryview) -> None:
         """``relay`` has the log, with ``data`` on its way. By its thread."""
