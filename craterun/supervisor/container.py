@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import array
-import fcntl
 import logging
 import os
 import signal
-import termios
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,7 +30,8 @@ from craterun.supervisor.chronicle import Chronicle, with_oom
 from craterun.supervisor.doorway import keep_doorway
 from craterun.supervisor.folder import Folder
 from craterun.supervisor.lives import Lives, Relaunch, restarted_record
-from craterun.supervisor.pumps import DRAIN_SECONDS, OutputLog, Pump
+from craterun.supervisor.outputs import Outputs
+from craterun.supervisor.pumps import OutputLog
 from craterun.supervisor.reader import LogReader
 from craterun.supervisor.terminal import Terminal
 
@@ -271,13 +269,8 @@ class Container:
 
     async def _live(self) -> None:
         """From the successful execve to the end of the output."""
-        pumps = []
-        for stream, pipe in self._outputs():
-            if pipe.closed:  # a terminal has no stderr; one killed on its way has no stream
-                self._log.end(stream)
-            else:
-                pumps.append(pump := Pump(pipe.fileno(), self._log, stream, self.kill))
-                pump.begin(self._services.ready, self._services.tasks)
+        outputs = Outputs(self._launched, self._log, self.kill)
+        outputs.begin(self._services.ready, self._services.tasks)
         try:
             if self._terminal is None or self._launched.stdout.closed:
                 await self._exited()
@@ -289,11 +282,10 @@ class Container:
             if self._terminal is not None:
                 self._terminal.close()
             logger.debug("%s: %s", self.id, self._launched.status)
-            await self._drain()
+            await outputs.drain(self._note)
             self._drained = time.monotonic_ns()
         finally:
-            for pump in pumps:
-                await pump.stop()
+            await outputs.stop()
 
     def _hurry(self) -> None:
         """Somebody has come to the terminal."""
@@ -340,9 +332,6 @@ class Container:
         self._write_current()
         self._chronicle.restarted(self.record, before)
 
-    def _outputs(self) -> tuple[tuple[Stream, Fd], ...]:
-        return ((Stream.STDOUT, self._launched.stdout), (Stream.STDERR, self._launched.stderr))
-
     async def _exited(self) -> None:
         """The keeper, which watches its pidfd and is its parent, tells when and how it has ended.
 
@@ -361,21 +350,6 @@ class Container:
             self.send_signal(self.record.stop_signal)
         await trio.sleep(self.record.stop_seconds)
         self.kill()
-
-    async def _drain(self) -> None:
-        """Until both streams have ended, or one is held open by a stranger who says nothing."""
-        for stream, pipe in self._outputs():
-            while not self._log.ended[stream]:
-                with trio.move_on_after(DRAIN_SECONDS) as patience:
-                    await self._log.wait_end(stream)
-                if self._log.is_held_up(stream):
-                    continue
-                if patience.cancelled_caught and not _unread_bytes(pipe.fileno()):
-                    self._note(
-                        f"{stream.name.lower()} was still held open by a process outside of the "
-                        f"container {DRAIN_SECONDS:g} s after its end; what came later is lost"
-                    )
-                    break
 
     async def _conclude(self) -> None:
         """The final record: written, or removed with everything else."""
@@ -446,9 +420,3 @@ class Container:
     def _note(self, problem: str) -> None:
         if problem not in self._errors:
             self._errors.append(problem)
-
-
-def _unread_bytes(pipe: int) -> int:
-    count = array.array("i", [0])
-    fcntl.ioctl(pipe, termios.FIONREAD, count)
-    return count[0]
