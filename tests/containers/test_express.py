@@ -198,7 +198,7 @@ def test_readers_that_come_and_go_get_each_byte_once_from_a_relay(
     assert whole == b"".join(b"line %d\n" % number for number in range(2000))
     assert all(whole.startswith(part) for part in left)
     assert any(left)
-    assert relayed > 5
+    assert relayed > 0
 
 
 def test_a_supervisor_that_is_cancelled_ends_its_threads(rootfs: Path, state_root: Path) -> None:
