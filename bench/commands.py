@@ -4,8 +4,9 @@
 
 Every command is started by posix_spawn and waited for, in turn, round after round; medians and
 quartiles are of wall-clock milliseconds.  runc and crun run a bundle that asks for what craterun
-makes; where cgroups are hybrid, crun does in a mount namespace without the version 2 mount.  Needs
-root, and a craterun on PATH whose interpreter is the one that counts.
+makes; where cgroups are hybrid, crun does in a mount namespace without the version 2 mount.  All
+remove their containers, so that ps always lists one.  Needs root, and a craterun on PATH whose
+interpreter is the one that counts.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def contenders(stack: ExitStack) -> Iterator[Command]:
     ).stdout.strip()
     for serve, suffix in (((), " (server)"), (("--no-serve",), "")):
         front = [program, *serve]
-        yield Command(f"craterun run{suffix}", [*front, "run", "--", "/bin/true"], env)
+        yield Command(f"craterun run{suffix}", [*front, "run", "--rm", "--", "/bin/true"], env)
         yield Command(f"craterun ps{suffix}", [*front, "ps"], env)
         yield Command(f"craterun logs{suffix}", [*front, "logs", first], env)
     yield from oci_runtimes(stack, work)
