@@ -17,6 +17,7 @@ import pytest
 from craterun.core import native
 from craterun.core import opcodes as op
 from craterun.core.logoptions import MIN_MAX_BYTES, LogOptions
+from craterun.linux import memory
 from craterun.linux import relay as module
 from craterun.linux.fd import Fd
 from craterun.linux.relay import STOPPED, Relay, open_relay
@@ -209,8 +210,15 @@ def test_who_comes_too_late_waits_until_it_has_finished(bench: Bench) -> None:
     assert bench.relay.halt(), "it is idle, so there is nothing to wait for"
 
 
-def test_it_can_be_switched_off(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(op.SWITCH, "0")
+@pytest.mark.parametrize("why", ["switched off", "forbidden"])
+def test_there_may_be_none(bench: Bench, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    def refuse(code: bytes) -> tuple[int, int]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "mprotect")
+
+    if why == "switched off":
+        monkeypatch.setenv(op.SWITCH, "0")
+    else:
+        monkeypatch.setattr(memory, "executable", refuse)
     module._code.cache_clear()
     try:
         assert open_relay(bench.pipe.fileno(), bench.stop.fileno(), bench.buffer) is None
