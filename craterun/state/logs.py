@@ -29,7 +29,7 @@ from craterun.state.logindex import (
     read_index,
 )
 from craterun.state.segments import SLOW, Segments
-from craterun.state.turn import Relay, Turn
+from craterun.state.turn import Relay, Target, Turn
 
 __all__ = ["FILES", "INDEX", "IndexEntry", "LogWriter", "Stream", "Then", "read_index"]
 
@@ -183,18 +183,10 @@ class LogWriter(Segments):
 
     # --- relays (`state.turn`) --------------------------------------------------------------------
 
-    def arm(
-        self,
-        relay: Relay,
-        stream: Stream,
-        target: Callable[[int], int | None],
-        yield_below: int,
-    ) -> bool:
+    def arm(self, relay: Relay, stream: Stream, target: Target, yield_below: int) -> bool:
         """Have ``relay`` append the next chunk of ``stream`` by itself, until somebody else writes.
         False if that is not possible now.
 
-        :param target: gives the descriptor to pass on to what comes at an offset, -1 if there is no
-            need to, or None: not by a relay
         :param yield_below: see `Relay.arm`
         """
         with self._writing:

@@ -8,7 +8,12 @@ being armed again.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Protocol
+
+Target = Callable[[int], int | None]
+"""Gives the descriptor that what comes at an offset is to be passed on to; -1 if there is no need
+to, or None: not by a relay."""
 
 
 class Relay(Protocol):

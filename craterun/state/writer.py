@@ -11,7 +11,7 @@ from craterun.core.logoptions import LogOptions
 from craterun.state.loghead import Head
 from craterun.state.logindex import FILES, Stream
 from craterun.state.logs import LogWriter, Then
-from craterun.state.turn import Relay
+from craterun.state.turn import Relay, Target
 
 
 class Writer(Protocol):
@@ -36,21 +36,19 @@ class Writer(Protocol):
 
     def splice(self, stream: Stream, pipe: int, most: int, time_ns: int) -> int | None: ...
 
-    def arm(
-        self,
-        relay: Relay,
-        stream: Stream,
-        target: Callable[[int], int | None],
-        yield_below: int,
-    ) -> bool: ...
+    # Relays are for what is logged: where nothing is, none is ever armed.
 
-    def relayed(
-        self, relay: Relay, stream: Stream, data: memoryview, then: Then | None
-    ) -> None: ...
+    def arm(self, relay: Relay, stream: Stream, target: Target, yield_below: int) -> bool:
+        return False
 
-    def halt(self) -> None: ...
+    def relayed(self, relay: Relay, stream: Stream, data: memoryview, then: Then | None) -> None:
+        return
 
-    def dismiss(self, relay: Relay) -> None: ...
+    def halt(self) -> None:
+        return
+
+    def dismiss(self, relay: Relay) -> None:
+        return
 
     def locate(self, stream: Stream, offset: int, directory: int = -1) -> tuple[int, int]: ...
 
@@ -72,7 +70,7 @@ def open_writer(
     return LogWriter(directory, options, resume=resume, may_keep=may_keep)
 
 
-class NoLog:
+class NoLog(Writer):
     """Keeps nothing: only who is attached sees the output."""
 
     def __init__(self) -> None:
@@ -95,25 +93,6 @@ class NoLog:
     def splice(self, stream: Stream, pipe: int, most: int, time_ns: int) -> int | None:
         """Nowhere to."""
         return None
-
-    def arm(
-        self,
-        relay: Relay,
-        stream: Stream,
-        target: Callable[[int], int | None],
-        yield_below: int,
-    ) -> bool:
-        """Relays are for what is logged."""
-        return False
-
-    def relayed(self, relay: Relay, stream: Stream, data: memoryview, then: Then | None) -> None:
-        """None is armed."""
-
-    def halt(self) -> None:
-        """None is armed."""
-
-    def dismiss(self, relay: Relay) -> None:
-        """None is armed."""
 
     def locate(self, stream: Stream, offset: int, directory: int = -1) -> tuple[int, int]:
         """Nowhere."""
