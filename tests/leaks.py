@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def take_footprint() -> Footprint:
         mounts=frozenset() if SHARED else frozenset(mounts.splitlines()),
         cgroups=frozenset() if SHARED else frozenset(_cgroups(mounts)),
         net_namespaces=frozenset(_net_namespaces(descendants if SHARED else _all_pids())),
-        descriptors=frozenset(_descriptors()),
+        descriptors=frozenset((f"{number} -> {to}" for number, to in open_descriptors().items())),
         temporary=frozenset() if SHARED else frozenset(map(str, Path("/tmp").glob("*craterun*"))),
     )
 
@@ -117,13 +118,15 @@ def _net_namespaces(pids: list[int] | set[int]) -> set[str]:
     return found
 
 
-def _descriptors() -> set[str]:
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found.add(f"{name} -> {os.readlink(f'/proc/self/fd/{name}')}")
-        except OSError:
-            continue  # the one that listed the directory
+def open_descriptors(pid: int | None = None) -> dict[int, str]:
+    """A process's descriptors, ours by default, and what they refer to; less what it closes while
+    we look, as we do the one that lists them.
+    """
+    base = f"/proc/{pid or 'self'}/fd"
+    found = {}
+    for name in os.listdir(base):
+        with suppress(FileNotFoundError):
+            found[int(name)] = os.readlink(f"{base}/{name}")
     return found
 
 

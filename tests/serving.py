@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.leaks import open_descriptors
+
 PATIENCE_SECONDS = 60
 
 
@@ -27,10 +29,9 @@ class Server:
         """Of its supervisor."""
         return self.process.pid
 
-    def descriptors(self) -> dict[str, str]:
+    def descriptors(self) -> dict[int, str]:
         """What it has open."""
-        base = Path(f"/proc/{self.pid}/fd")
-        return {name: os.readlink(base / name) for name in os.listdir(base)}
+        return open_descriptors(self.pid)
 
     def children(self) -> dict[str, int]:
         """Its children by name: the keeper and the spawner, once they have given themselves one."""

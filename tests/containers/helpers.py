@@ -23,7 +23,7 @@ import pytest
 from craterun.linux.host import hierarchies
 from craterun.linux.proc import Mount, parse_mountinfo
 from tests.conftest import cli_environment
-from tests.leaks import take_footprint
+from tests.leaks import open_descriptors, take_footprint
 
 PATIENCE_SECONDS = 60
 """After this long without the event that a test waits for, the test has failed."""
@@ -68,8 +68,7 @@ class Live:
 
     def descriptors(self) -> dict[int, str]:
         """Open descriptors and what they refer to."""
-        base = self.proc / "fd"
-        return {int(name): os.readlink(base / name) for name in os.listdir(base)}
+        return open_descriptors(self.pid)
 
     def environment(self) -> dict[str, str]:
         """What it was executed with."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from craterun.core.errors import CraterunError
 from craterun.core.logoptions import LogOptions
 from craterun.keeper.launcher import _FEW
 from tests.containers.streams_helpers import parent_of
+from tests.leaks import open_descriptors
 
 _SHORT = 120
 _LOOK = """
@@ -22,15 +23,6 @@ for fd in 0 1 2 3 4 5 6 7 8 9; do [ -e /proc/self/fd/$fd ] && echo $fd; done
 echo told $1 >&2
 exit $1
 """
-
-
-def descriptors(pid: int) -> dict[str, str]:
-    """What a process has open, less what it closes while we look."""
-    found = {}
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        with suppress(FileNotFoundError):
-            found[name] = os.readlink(f"/proc/{pid}/fd/{name}")
-    return found
 
 
 @asynccontextmanager
@@ -69,23 +61,23 @@ async def test_many_short_ones_beside_many_others(rootfs: Path, state_root: Path
         Supervisor(state_root) as supervisor,
         crowd(supervisor, rootfs, _FEW + 20) as keeper,
     ):
-        before = len(descriptors(keeper))
+        before = len(open_descriptors(keeper))
         async with trio.open_nursery() as workers:
             for _ in range(8):
                 workers.start_soon(worker)
         # The last ones are let go of with the next message.
         container = await supervisor.start(Spec(rootfs=rootfs_text, command=("true",)))
         await container.wait()
-        left = len(descriptors(keeper)) - before
-        assert 0 <= left <= 8 * 4, descriptors(keeper)
+        left = len(open_descriptors(keeper)) - before
+        assert 0 <= left <= 8 * 4, open_descriptors(keeper)
 
 
 async def test_low_numbers_never_run_out(rootfs: Path, state_root: Path) -> None:
     """What is kept of long-lived ones is moved out of the way of those to come."""
     async with Supervisor(state_root) as supervisor, crowd(supervisor, rootfs, 200) as keeper:
-        low = [name for name in descriptors(keeper) if int(name) < 256]
+        low = [number for number in open_descriptors(keeper) if number < 256]
         assert len(low) < 250
-        assert len(descriptors(keeper)) > 700
+        assert len(open_descriptors(keeper)) > 700
         spec = Spec(rootfs=str(rootfs), command=("echo", "x"), log=LogOptions(driver="none"))
         container = await supervisor.start(spec)
         assert (await container.wait()).exit_code == 0

@@ -20,6 +20,7 @@ from tests.conftest import cli_environment
 from tests.containers import helpers
 from tests.containers.helpers import PATIENCE_SECONDS, SLEEP, Cli, Live, lines_of
 from tests.containers.streams_helpers import errors_of, wait_readable
+from tests.leaks import open_descriptors
 
 cli = helpers.cli
 
@@ -149,16 +150,10 @@ def test_no_file_is_opened_anew_for_a_sample(cli: Cli, live: Live) -> None:
     following = cli.start("stats", "--format", "json", "--interval", "0.1", "one")
     lines = lines_of(following)
     next(lines)
-    base = Path(f"/proc/{following.pid}/fd")
 
-    def held() -> dict[str, str]:
-        found = {}
-        for name in os.listdir(base):
-            try:
-                found[name] = os.readlink(base / name)
-            except OSError:
-                continue
-        return {name: path for name, path in found.items() if live.id in path}
+    def held() -> dict[int, str]:
+        found = open_descriptors(following.pid)
+        return {number: path for number, path in found.items() if live.id in path}
 
     before = held()
     assert any("memory" in path for path in before.values())

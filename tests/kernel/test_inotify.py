@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from craterun.linux.inotify import DirectoryWatch
-from tests.unit.builders import no_leaked_descriptors, open_descriptors
+from tests.leaks import open_descriptors
+from tests.unit.builders import no_leaked_descriptors
 
 _SECONDS = 30
 
@@ -87,6 +88,6 @@ def test_a_name_that_is_not_utf_8_can_be_watched(tmp_path: Path) -> None:
 def test_a_watch_is_not_inherited_by_programs(watched: Path) -> None:
     with DirectoryWatch(str(watched)):
         found = [number for number, to in open_descriptors().items() if to == "anon_inode:inotify"]
-        inheritable = [os.get_inheritable(int(number)) for number in found]
+        inheritable = [os.get_inheritable(number) for number in found]
     assert inheritable
     assert not any(inheritable)

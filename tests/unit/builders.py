@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from craterun.core.life import Record, State
 from craterun.core.plan import plan_exec, plan_run
 from craterun.core.spec import Hierarchy, HostFacts, Identity, RootDirectory, Spec
 from craterun.core.steps import LaunchPlan
+from tests.leaks import open_descriptors
 
 ID = "0123456789abcdef"
 ROOT = RootDirectory("/srv/rootfs", 254, 4711)
@@ -131,17 +131,6 @@ def all_run_plans() -> dict[str, LaunchPlan]:
         plans["/".join(words)] = make_run_plan(root=root, host=host, init=init)
     plans["terminal"] = make_run_plan(terminal=True, oom_score_adj=5)
     return plans
-
-
-def open_descriptors() -> dict[str, str]:
-    """This process's descriptors, and what they refer to."""
-    found = {}
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found[name] = os.readlink(f"/proc/self/fd/{name}")
-        except OSError:
-            continue  # the one that listed the directory
-    return found
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from craterun.keeper import wire
-from tests.unit.builders import no_leaked_descriptors, open_descriptors
+from tests.leaks import open_descriptors
+from tests.unit.builders import no_leaked_descriptors
 
 Pair = tuple[socket.socket, socket.socket]
 reuses_the_sockets = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
