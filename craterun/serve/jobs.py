@@ -213,10 +213,17 @@ class _Spawner:
             for fd, _ in self._poll.poll():
                 if fd != self._socket.fileno():
                     self._reap(fd)
-                elif not self._socket.recv(MESSAGE_BYTES):
-                    os._exit(0)  # the kernel kills the workers: PR_SET_PDEATHSIG
-                else:
+                elif self._is_wanted():
                     self._fork()
+                else:
+                    self._end()
+
+    def _is_wanted(self) -> bool:
+        """Whether the server orders a worker; else it is gone."""
+        try:
+            return bool(self._socket.recv(MESSAGE_BYTES))
+        except ConnectionResetError:
+            return False  # and had not heard all that we told it
 
     def _reap(self, pidfd: int) -> None:
         result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
@@ -246,7 +253,15 @@ class _Spawner:
         try:
             socket.send_fds(self._socket, [msgspec.msgpack.encode(message)], list(fds))
         except OSError:
-            os._exit(0)  # the server is gone
+            self._end()  # the server is gone
+
+    def _end(self) -> NoReturn:
+        """Take the workers along, as nobody needs them, and reap them: not every PID 1 would."""
+        for pidfd in self._pids:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        for pidfd in self._pids:
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+        os._exit(0)
 
 
 def _work(own: Desk, crew: Crew) -> None:

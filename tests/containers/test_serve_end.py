@@ -46,6 +46,24 @@ def test_its_end_stops_its_containers(cli: Cli, state_root: Path, how: str) -> N
     assert "no server" in cli.refused("shutdown")
 
 
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_its_end_leaves_nobody_to_be_reaped_by_pid_1(
+    cli: Cli, state_root: Path, *, busy: bool
+) -> None:
+    """In many a container, PID 1 does not; as a subreaper we would get what it would."""
+    before = set(children(os.getpid()))
+    with serving(state_root) as server:
+        if busy:
+            reader = cli.start("events", "--follow")
+            before.add(reader.pid)
+            server.busy_worker()
+        assert len(server.workers()) >= 1 + busy
+        assert server.end() == (0, b"")
+        if busy:
+            reader.communicate(timeout=60)
+        assert set(children(os.getpid())) <= before
+
+
 def test_a_second_signal_kills_what_it_waits_for(cli: Cli, state_root: Path) -> None:
     with serving(state_root) as server:
         script = "trap 'echo deaf' TERM; echo ready; while :; do sleep 0.1; done"
