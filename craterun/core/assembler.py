@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from craterun.core import opcodes as op
+from craterun.core.launchplan import Call
 from craterun.core.native import Value, length, value
-from craterun.core.steps import Call, Step
+from craterun.core.steps import Step
 
 S = TypeVar("S", bound=Step)
 

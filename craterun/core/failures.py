@@ -21,6 +21,7 @@ from craterun.core.errors import (
     UsageError,
     printable,
 )
+from craterun.core.launchplan import LaunchPlan
 
 _CLONE_HINTS = {
     e.EAGAIN: "the limit on processes is reached (ulimit -u, or a pids cgroup)",
@@ -37,7 +38,7 @@ _ELF_MACHINES = {
 
 
 def explain(
-    plan: s.LaunchPlan, number: int, errno: int, evidence: bytes, cause: str = ""
+    plan: LaunchPlan, number: int, errno: int, evidence: bytes, cause: str = ""
 ) -> CraterunError:
     """The exception for a failed launch.
 

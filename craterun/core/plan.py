@@ -18,6 +18,7 @@ from craterun.core import opcodes as op
 from craterun.core import steps as s
 from craterun.core.capabilities import DEFAULT_CAPABILITIES, capability_mask
 from craterun.core.cgroups import CgroupPlan
+from craterun.core.launchplan import LaunchPlan
 from craterun.core.program import assemble
 from craterun.core.spec import DEFAULT_PATH, HostFacts, Identity, RootDirectory, Spec
 
@@ -38,7 +39,7 @@ def plan_run(
     root: RootDirectory | None,
     identity: Identity,
     cgroups: CgroupPlan,
-) -> s.LaunchPlan:
+) -> LaunchPlan:
     """The plan of a new container.
 
     :param root: the checked rootfs directory, or None for the built-in one
@@ -103,7 +104,7 @@ def plan_exec(
     oom_score_adj: int | None = None,
     join_user: bool = False,
     capabilities: tuple[str, ...] = DEFAULT_CAPABILITIES,
-) -> s.LaunchPlan:
+) -> LaunchPlan:
     """The plan of a further process in a running container, whose pidfd goes with the request.
 
     :param output: without it, what the command writes goes nowhere, and neither has it ``stdin``

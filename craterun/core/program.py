@@ -30,6 +30,7 @@ from craterun.core import native
 from craterun.core import opcodes as op
 from craterun.core import steps as s
 from craterun.core.assembler import Assembler, Slots, Translations
+from craterun.core.launchplan import LaunchPlan, Part, Template
 from craterun.core.mount_program import MOUNTS
 
 _SIOCSIFFLAGS = 0x8914
@@ -37,7 +38,7 @@ _IFF_UP = 1
 _CAPABILITY_VERSION_3 = 0x20080522
 
 _MAX_TEMPLATES = 256
-_templates: dict[Hashable, tuple[s.Template, Slots, Sequence[s.Step]]] = {}
+_templates: dict[Hashable, tuple[Template, Slots, Sequence[s.Step]]] = {}
 _numbers = itertools.count()
 
 
@@ -51,7 +52,7 @@ def assemble(
     join: bool = False,
     terminal: bool = False,
     merged: bool = False,
-) -> s.LaunchPlan:
+) -> LaunchPlan:
     """The plan of ``groups``: a tuple is a group that other plans have as well, one and the same
     object; a list is this plan's own. Either way, what was assembled once is not assembled again.
 
@@ -64,12 +65,12 @@ def assemble(
     parts = []
     for group in groups:
         template, slots = _template_of(group, slots, first)
-        parts.append(s.Part(tuple(group), template, first))
+        parts.append(Part(tuple(group), template, first))
         first += template.values
-    return s.LaunchPlan(tuple(parts), clone_flags, cgroup, stdin, owner, terminal, merged)
+    return LaunchPlan(tuple(parts), clone_flags, cgroup, stdin, owner, terminal, merged)
 
 
-def _template_of(group: Sequence[s.Step], slots: Slots, first: int) -> tuple[s.Template, Slots]:
+def _template_of(group: Sequence[s.Step], slots: Slots, first: int) -> tuple[Template, Slots]:
     what = id(group) if isinstance(group, tuple) else tuple([step.shape() for step in group])
     key = (what, first, *slots.items())
     known = _templates.get(key)
@@ -79,7 +80,7 @@ def _template_of(group: Sequence[s.Step], slots: Slots, first: int) -> tuple[s.T
         assembler = Assembler(slots, first)
         for step in group:
             assembler.translate(step, TRANSLATIONS[type(step)])
-        template = s.Template(
+        template = Template(
             next(_numbers),
             tuple(assembler.calls),
             tuple(assembler.origins),

@@ -15,10 +15,10 @@ from craterun.core.errors import (
     KernelRefusedError,
     LimitError,
 )
+from craterun.core.launchplan import LaunchPlan
 from craterun.core.life import Process, Record, State
 from craterun.core.plan import plan_exec
 from craterun.core.spec import HostFacts, check_process
-from craterun.core.steps import LaunchPlan
 from craterun.linux import cgroup, emptying, freezer, placement
 from craterun.linux.fd import Fd
 from craterun.linux.proc import is_exiting, open_process

@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 import msgspec
 
 from craterun.core.cgroups import CgroupPlan
+from craterun.core.launchplan import FilledPlan, LaunchPlan
 from craterun.core.life import Record, State
 from craterun.core.plan import plan_run
 from craterun.core.spec import HOST_ROOTFS, HostFacts, Identity, RootDirectory, Spec
-from craterun.core.steps import FilledPlan, LaunchPlan
 from craterun.linux import cgroup
 
 _MOST = 64

@@ -14,8 +14,9 @@ import trio
 
 from craterun.core import opcodes as op
 from craterun.core.errors import KeeperDiedError
+from craterun.core.launchplan import FilledPlan, LaunchPlan
 from craterun.core.phases import Started
-from craterun.core.steps import FilledPlan, LaunchPlan, Values
+from craterun.core.steps import Values
 from craterun.keeper import wire
 from craterun.keeper.spawn import spawn_keeper
 from craterun.linux.fd import Fd

@@ -17,10 +17,11 @@ import trio
 
 from craterun.core.errors import CraterunError
 from craterun.core.failures import explain
+from craterun.core.launchplan import FilledPlan, LaunchPlan, whole
 from craterun.core.life import ExitStatus, Record, State
 from craterun.core.phases import Asked, of_start
 from craterun.core.restart import HEALTHY_SECONDS, ends_for_good, pause_before
-from craterun.core.steps import FilledPlan, LaunchPlan, Unshare, whole
+from craterun.core.steps import Unshare
 from craterun.linux.inotify import DirectoryWatch
 from craterun.linux.proc import boot_id
 from craterun.linux.shortage import SHORTAGES, cause

@@ -8,11 +8,11 @@ import time
 import trio
 
 from craterun.core import hostroot
+from craterun.core.launchplan import FilledPlan, LaunchPlan
 from craterun.core.life import Record
 from craterun.core.plan import plan_run
 from craterun.core.restart import Condition
 from craterun.core.spec import HOST_ROOTFS, Identity, RootDirectory, Spec
-from craterun.core.steps import FilledPlan, LaunchPlan
 from craterun.core.units import new_id
 from craterun.linux import cgroup, host
 from craterun.linux.fd import Fd

@@ -16,10 +16,10 @@ from contextlib import suppress
 import trio
 
 from craterun.core.errors import CraterunError
+from craterun.core.launchplan import LaunchPlan
 from craterun.core.life import Record, State
 from craterun.core.plan import plan_run
 from craterun.core.restart import Condition
-from craterun.core.steps import LaunchPlan
 from craterun.linux import cgroup, host
 from craterun.linux.calls import set_process_name
 from craterun.linux.fd import Fd

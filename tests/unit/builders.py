@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 
 from craterun.core.cgroups import plan_cgroups
+from craterun.core.launchplan import LaunchPlan
 from craterun.core.life import Record, State
 from craterun.core.plan import plan_exec, plan_run
 from craterun.core.spec import Hierarchy, HostFacts, Identity, RootDirectory, Spec
-from craterun.core.steps import LaunchPlan
 from tests.leaks import open_descriptors
 
 ID = "0123456789abcdef"

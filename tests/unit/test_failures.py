@@ -21,16 +21,17 @@ from craterun.core.errors import (
     UsageError,
 )
 from craterun.core.failures import explain
+from craterun.core.launchplan import LaunchPlan, Part, Template
 from tests.unit.builders import HOSTILE, make_exec_plan, make_run_plan
 
 ELF = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00"
 ELF_BIG = b"\x7fELF\x02\x02\x01" + bytes(9) + b"\x00\x02"
 
 
-def plan_of(step: s.Step, call: str) -> s.LaunchPlan:
+def plan_of(step: s.Step, call: str) -> LaunchPlan:
     """A plan of one call."""
-    template = s.Template(0, (), ((0, call),), None, None, 0)
-    return s.LaunchPlan((s.Part((step,), template, 0),), 0, b"", False, 0)
+    template = Template(0, (), ((0, call),), None, None, 0)
+    return LaunchPlan((Part((step,), template, 0),), 0, b"", False, 0)
 
 
 def tell(step: s.Step, errno: int, call: str = "something", evidence: bytes = b"") -> CraterunError:

@@ -8,6 +8,7 @@ from craterun.core import flags as f
 from craterun.core import mount_steps as m
 from craterun.core import opcodes as op
 from craterun.core import steps as s
+from craterun.core.launchplan import LaunchPlan
 from craterun.core.mounts import etc_files
 from tests.unit.builders import all_run_plans, make_host, make_run_plan
 
@@ -24,15 +25,15 @@ DEVICES = (
 _NOSUID, _NODEV, _NOEXEC = f.MOUNT_ATTR_NOSUID, f.MOUNT_ATTR_NODEV, f.MOUNT_ATTR_NOEXEC
 
 
-def last(plan: s.LaunchPlan, *kinds: type[s.Step]) -> int:
+def last(plan: LaunchPlan, *kinds: type[s.Step]) -> int:
     return max(n for n, step in enumerate(plan.steps) if isinstance(step, kinds))
 
 
-def first(plan: s.LaunchPlan, *kinds: type[s.Step]) -> int:
+def first(plan: LaunchPlan, *kinds: type[s.Step]) -> int:
     return min(n for n, step in enumerate(plan.steps) if isinstance(step, kinds))
 
 
-def filesystems(plan: s.LaunchPlan) -> list[m.NewFilesystem]:
+def filesystems(plan: LaunchPlan) -> list[m.NewFilesystem]:
     return [step for step in plan.steps if isinstance(step, m.NewFilesystem)]
 
 
@@ -40,7 +41,7 @@ def filesystems(plan: s.LaunchPlan) -> list[m.NewFilesystem]:
 
 
 @every_rootfs_plan
-def test_etc_files_are_covered_before_anything_of_ours_is_attached(plan: s.LaunchPlan) -> None:
+def test_etc_files_are_covered_before_anything_of_ours_is_attached(plan: LaunchPlan) -> None:
     # A hostile /etc/hosts could be a symlink into /proc: there must not be one yet.
     covered = [
         number
@@ -53,7 +54,7 @@ def test_etc_files_are_covered_before_anything_of_ours_is_attached(plan: s.Launc
 
 @every_plan
 def test_masks_come_after_every_mount_and_after_the_device_they_are_made_of(
-    plan: s.LaunchPlan,
+    plan: LaunchPlan,
 ) -> None:
     # CVE-2025-31133: a mask must be made of a /dev/null that the rootfs has no hand in.
     before = last(plan, m.Attach, m.Bind, m.NewFilesystem, m.MakeDevice, m.MakeFile)
@@ -62,7 +63,7 @@ def test_masks_come_after_every_mount_and_after_the_device_they_are_made_of(
 
 
 @every_plan
-def test_a_slot_is_used_only_between_being_filled_and_being_closed(plan: s.LaunchPlan) -> None:
+def test_a_slot_is_used_only_between_being_filled_and_being_closed(plan: LaunchPlan) -> None:
     filled: set[int] = set()
     for step in plan.steps:
         match step:
@@ -90,7 +91,7 @@ def test_a_slot_is_used_only_between_being_filled_and_being_closed(plan: s.Launc
 
 
 @every_plan
-def test_only_what_is_attached_is_cloned(plan: s.LaunchPlan) -> None:
+def test_only_what_is_attached_is_cloned(plan: LaunchPlan) -> None:
     # Before Linux 6.15, open_tree clones nothing of a mount that is attached nowhere.
     attached = {-1}
     for step in plan.steps:
@@ -104,13 +105,13 @@ def test_only_what_is_attached_is_cloned(plan: s.LaunchPlan) -> None:
 
 
 @every_plan
-def test_what_is_parked_goes_away_with_the_old_root(plan: s.LaunchPlan) -> None:
+def test_what_is_parked_goes_away_with_the_old_root(plan: LaunchPlan) -> None:
     assert first(plan, m.PrivateMounts) < first(plan, m.Park)
     assert last(plan, m.Park) < first(plan, m.PivotRoot)
 
 
 @every_plan
-def test_files_are_made_only_on_filesystems_of_ours(plan: s.LaunchPlan) -> None:
+def test_files_are_made_only_on_filesystems_of_ours(plan: LaunchPlan) -> None:
     ours: set[int] = set()
     for step in plan.steps:
         if isinstance(step, m.NewFilesystem) or (
@@ -122,7 +123,7 @@ def test_files_are_made_only_on_filesystems_of_ours(plan: s.LaunchPlan) -> None:
 
 
 @every_plan
-def test_a_directory_is_made_before_what_is_in_it(plan: s.LaunchPlan) -> None:
+def test_a_directory_is_made_before_what_is_in_it(plan: LaunchPlan) -> None:
     made: set[tuple[int, bytes]] = set()
     for step in plan.steps:
         if isinstance(step, m.MakeDirectory | m.MakeFile | m.MakeSymlink):
@@ -136,7 +137,7 @@ def test_a_directory_is_made_before_what_is_in_it(plan: s.LaunchPlan) -> None:
 
 
 @every_plan
-def test_no_filesystem_besides_the_root_honours_setuid_or_programs(plan: s.LaunchPlan) -> None:
+def test_no_filesystem_besides_the_root_honours_setuid_or_programs(plan: LaunchPlan) -> None:
     others = [step for step in filesystems(plan) if step.slot != op.SLOT_ROOT]
     assert {step.kind for step in others} == {b"proc", b"sysfs", b"tmpfs", b"devpts", b"mqueue"}
     for step in others:
@@ -145,7 +146,7 @@ def test_no_filesystem_besides_the_root_honours_setuid_or_programs(plan: s.Launc
 
 
 @every_plan
-def test_devices_work_only_where_we_put_them(plan: s.LaunchPlan) -> None:
+def test_devices_work_only_where_we_put_them(plan: LaunchPlan) -> None:
     for step in filesystems(plan):
         # /dev is a part of what is in SLOT_FILES.
         made_for_devices = step.slot == op.SLOT_FILES or step.kind == b"devpts"
@@ -155,28 +156,28 @@ def test_devices_work_only_where_we_put_them(plan: s.LaunchPlan) -> None:
 
 
 @every_plan
-def test_sysfs_is_read_only_and_proc_writable(plan: s.LaunchPlan) -> None:
+def test_sysfs_is_read_only_and_proc_writable(plan: LaunchPlan) -> None:
     readonly = {step.kind: step.attributes & f.MOUNT_ATTR_RDONLY for step in filesystems(plan)}
     assert readonly[b"sysfs"]
     assert not readonly[b"proc"]
 
 
 @every_plan
-def test_every_tmpfs_beside_the_root_is_of_limited_size(plan: s.LaunchPlan) -> None:
+def test_every_tmpfs_beside_the_root_is_of_limited_size(plan: LaunchPlan) -> None:
     limited = [step for step in filesystems(plan) if step.kind == b"tmpfs" and step.slot]
     assert len(limited) == 1, "each makes all starts and ends on the host slower"
     assert all(b"size" in dict(step.options) for step in limited)
 
 
 @every_plan
-def test_terminals_are_the_containers_own(plan: s.LaunchPlan) -> None:
+def test_terminals_are_the_containers_own(plan: LaunchPlan) -> None:
     (devpts,) = (step for step in filesystems(plan) if step.kind == b"devpts")
     assert (b"newinstance", b"") in devpts.options
     assert (b"ptmxmode", b"0666") in devpts.options
 
 
 @every_plan
-def test_shared_memory_is_for_everybody_and_terminals_for_their_group(plan: s.LaunchPlan) -> None:
+def test_shared_memory_is_for_everybody_and_terminals_for_their_group(plan: LaunchPlan) -> None:
     options = [dict(step.options) for step in filesystems(plan)]
     assert {b"mode": b"0755", b"size": b"67108864"} in options
     assert m.MakeDirectory(op.SLOT_FILES, b"shm", 0o1777) in plan.steps
@@ -194,7 +195,7 @@ def test_whoever_the_user_is_can_use_the_devices_and_read_etc() -> None:
 
 
 @every_rootfs_plan
-def test_the_containers_own_etc_files_can_be_changed_inside(plan: s.LaunchPlan) -> None:
+def test_the_containers_own_etc_files_can_be_changed_inside(plan: LaunchPlan) -> None:
     covers = [x for x in plan.steps if isinstance(x, m.Bind) and x.slot == op.SLOT_FILES]
     assert [x.attributes for x in covers] == [0] * 3
 
@@ -210,7 +211,7 @@ def test_directories_of_the_built_in_root_have_the_usual_modes() -> None:
 
 
 @every_plan
-def test_what_masks_a_directory_is_empty_and_stays_so(plan: s.LaunchPlan) -> None:
+def test_what_masks_a_directory_is_empty_and_stays_so(plan: LaunchPlan) -> None:
     (empty,) = (x for x in plan.steps if isinstance(x, m.MakeDirectory) and x.path == b"empty")
     assert (empty.slot, empty.mode) == (op.SLOT_FILES, 0o555)
 
@@ -220,7 +221,7 @@ def test_what_masks_a_directory_is_empty_and_stays_so(plan: s.LaunchPlan) -> Non
 
 @every_plan
 def test_kernel_filesystems_are_attached_to_directories_reached_without_symlinks(
-    plan: s.LaunchPlan,
+    plan: LaunchPlan,
 ) -> None:
     how = {step.path: step.how for step in plan.steps if isinstance(step, m.Attach)}
     assert {path for path, kind in how.items() if kind == op.TARGET_DIRECTORY} == {
@@ -232,7 +233,7 @@ def test_kernel_filesystems_are_attached_to_directories_reached_without_symlinks
 
 
 @every_plan
-def test_everything_below_dev_is_made_before_it_is_attached_to(plan: s.LaunchPlan) -> None:
+def test_everything_below_dev_is_made_before_it_is_attached_to(plan: LaunchPlan) -> None:
     made = {step.path for step in plan.steps if isinstance(step, m.MakeDirectory)}
     for step in plan.steps:
         if isinstance(step, m.Attach) and step.how == op.TARGET_EXISTING:
@@ -240,7 +241,7 @@ def test_everything_below_dev_is_made_before_it_is_attached_to(plan: s.LaunchPla
 
 
 @every_plan
-def test_the_hosts_memory_keys_and_hardware_are_masked(plan: s.LaunchPlan) -> None:
+def test_the_hosts_memory_keys_and_hardware_are_masked(plan: LaunchPlan) -> None:
     masked = {step.path for step in plan.steps if isinstance(step, m.Mask)}
     assert masked >= {
         b"proc/kcore", b"proc/keys", b"proc/timer_list", b"proc/sched_debug", b"proc/acpi",
@@ -249,13 +250,13 @@ def test_the_hosts_memory_keys_and_hardware_are_masked(plan: s.LaunchPlan) -> No
 
 
 @every_plan
-def test_root_inside_cannot_write_to_what_governs_the_host(plan: s.LaunchPlan) -> None:
+def test_root_inside_cannot_write_to_what_governs_the_host(plan: LaunchPlan) -> None:
     readonly = {step.path for step in plan.steps if isinstance(step, m.RemountReadonly)}
     assert readonly >= {b"proc/sys", b"proc/sysrq-trigger", b"proc/irq", b"proc/bus", b"proc/fs"}
 
 
 @every_plan
-def test_targets_and_masks_are_relative_to_the_root(plan: s.LaunchPlan) -> None:
+def test_targets_and_masks_are_relative_to_the_root(plan: LaunchPlan) -> None:
     for step in plan.steps:
         if isinstance(step, m.Attach | m.Bind | m.Mask | m.RemountReadonly | m.MakeFile):
             assert not step.path.startswith(b"/"), step

@@ -9,8 +9,8 @@ import pytest
 
 from craterun.core import native as n
 from craterun.core import opcodes as op
-from craterun.core import steps as s
 from craterun.core.assembler import Assembler
+from craterun.core.launchplan import LaunchPlan
 from craterun.keeper import native as keeper
 from tests.unit.assembled import assembled
 from tests.unit.builders import all_run_plans, make_exec_plan, make_run_plan
@@ -81,7 +81,7 @@ def test_which_plans_are_machine_code() -> None:
 
 
 @pytest.mark.parametrize("plan", [p for p in all_run_plans().values() if p.is_native])
-def test_every_string_is_where_its_address_says(plan: s.LaunchPlan) -> None:
+def test_every_string_is_where_its_address_says(plan: LaunchPlan) -> None:
     for part in plan.parts:
         native = part.template.native
         assert native is not None
@@ -96,7 +96,7 @@ def test_every_string_is_where_its_address_says(plan: s.LaunchPlan) -> None:
 
 
 @pytest.mark.parametrize("plan", [p for p in all_run_plans().values() if p.is_native])
-def test_skipping_stays_inside_a_part(plan: s.LaunchPlan) -> None:
+def test_skipping_stays_inside_a_part(plan: LaunchPlan) -> None:
     for part in plan.parts:
         calls = decoded(part.template.native)
         for place, call in enumerate(calls):

@@ -12,6 +12,7 @@ from craterun.core import mount_steps as m
 from craterun.core import opcodes as op
 from craterun.core import steps as s
 from craterun.core.capabilities import CAPABILITIES, DEFAULT_CAPABILITIES, capability_mask
+from craterun.core.launchplan import LaunchPlan
 from craterun.core.plan import command_candidates, environment
 from craterun.core.spec import DEFAULT_PATH, Identity
 from tests.unit.builders import (
@@ -38,7 +39,7 @@ every_exec_plan = pytest.mark.parametrize("plan", EXEC_PLANS.values(), ids=EXEC_
 MOUNTING = (m.CloneTree, m.NewFilesystem, m.EnterRoot, m.Attach, m.Bind, m.RemountReadonly, m.Mask)
 
 
-def positions(plan: s.LaunchPlan, wanted: Callable[[s.Step], bool]) -> list[int]:
+def positions(plan: LaunchPlan, wanted: Callable[[s.Step], bool]) -> list[int]:
     found = [number for number, step in enumerate(plan.steps) if wanted(step)]
     assert found, "the plan has no such step: the test would hold for no reason"
     return found
@@ -48,12 +49,12 @@ def of(*kinds: type[s.Step]) -> Callable[[s.Step], bool]:
     return lambda step: isinstance(step, kinds)
 
 
-def those(plan: s.LaunchPlan, *kinds: type[s.Step]) -> list[int]:
+def those(plan: LaunchPlan, *kinds: type[s.Step]) -> list[int]:
     """Where such steps are, if any: a host without version 1 cgroups has none to enter."""
     return [number for number, step in enumerate(plan.steps) if isinstance(step, kinds)]
 
 
-def only(plan: s.LaunchPlan, kind: type[s.Step]) -> int:
+def only(plan: LaunchPlan, kind: type[s.Step]) -> int:
     (found,) = positions(plan, of(kind))
     return found
 
@@ -62,23 +63,23 @@ def only(plan: s.LaunchPlan, kind: type[s.Step]) -> int:
 
 
 @every_plan
-def test_the_command_is_executed_last_and_once(plan: s.LaunchPlan) -> None:
+def test_the_command_is_executed_last_and_once(plan: LaunchPlan) -> None:
     assert only(plan, s.Execute) == len(plan.steps) - 1
 
 
 @every_plan
-def test_the_session_is_left_first(plan: s.LaunchPlan) -> None:
+def test_the_session_is_left_first(plan: LaunchPlan) -> None:
     assert only(plan, s.SetSession) == 0
 
 
 @every_plan
-def test_descriptors_are_closed_before_the_working_directory_is_entered(plan: s.LaunchPlan) -> None:
+def test_descriptors_are_closed_before_the_working_directory_is_entered(plan: LaunchPlan) -> None:
     # CVE-2024-21626: a chdir to /proc/self/fd/N reaches the host through a descriptor left open.
     assert only(plan, s.CloseDescriptors) < only(plan, s.ChangeDirectory)
 
 
 @every_plan
-def test_input_is_connected_before_descriptors_are_closed(plan: s.LaunchPlan) -> None:
+def test_input_is_connected_before_descriptors_are_closed(plan: LaunchPlan) -> None:
     if not plan.stdin and not plan.terminal:
         assert only(plan, s.NullInput) < only(plan, s.CloseDescriptors)
 
@@ -90,18 +91,18 @@ def test_a_pipe_is_not_replaced_by_dev_null() -> None:
 
 @every_plan
 def test_the_death_signal_is_set_after_the_credentials_which_would_clear_it(
-    plan: s.LaunchPlan,
+    plan: LaunchPlan,
 ) -> None:
     assert only(plan, s.Credentials) < only(plan, s.DieWithKeeper)
 
 
 @every_plan
-def test_the_working_directory_is_entered_as_the_containers_user(plan: s.LaunchPlan) -> None:
+def test_the_working_directory_is_entered_as_the_containers_user(plan: LaunchPlan) -> None:
     assert only(plan, s.Credentials) < only(plan, s.ChangeDirectory)
 
 
 @every_plan
-def test_every_container_gets_a_keyring_of_its_own(plan: s.LaunchPlan) -> None:
+def test_every_container_gets_a_keyring_of_its_own(plan: LaunchPlan) -> None:
     assert only(plan, s.SessionKeyring) < only(plan, s.Credentials)
 
 
@@ -109,7 +110,7 @@ def test_every_container_gets_a_keyring_of_its_own(plan: s.LaunchPlan) -> None:
 
 
 @every_run_plan
-def test_the_cgroup_is_entered_before_its_namespace_is_made(plan: s.LaunchPlan) -> None:
+def test_the_cgroup_is_entered_before_its_namespace_is_made(plan: LaunchPlan) -> None:
     # The namespace's root is the cgroup at the time of the call.
     unshare = only(plan, s.Unshare)
     assert plan.steps[unshare] == s.Unshare(f.CLONE_NEWCGROUP)
@@ -117,7 +118,7 @@ def test_the_cgroup_is_entered_before_its_namespace_is_made(plan: s.LaunchPlan) 
 
 
 @every_run_plan
-def test_what_setting_up_takes_is_not_counted_against_the_limits(plan: s.LaunchPlan) -> None:
+def test_what_setting_up_takes_is_not_counted_against_the_limits(plan: LaunchPlan) -> None:
     # Opened while the host's files can be reached, entered when all is made.
     opened, entered = (those(plan, kind) for kind in (s.OpenCgroup, s.EnterCgroup))
     assert len(opened) == len(entered)
@@ -127,31 +128,31 @@ def test_what_setting_up_takes_is_not_counted_against_the_limits(plan: s.LaunchP
 
 
 @every_run_plan
-def test_no_mount_is_made_before_propagation_is_cut(plan: s.LaunchPlan) -> None:
+def test_no_mount_is_made_before_propagation_is_cut(plan: LaunchPlan) -> None:
     assert only(plan, m.PrivateMounts) < min(positions(plan, of(*MOUNTING)))
 
 
 @every_run_plan
-def test_nothing_is_attached_before_the_root_is(plan: s.LaunchPlan) -> None:
+def test_nothing_is_attached_before_the_root_is(plan: LaunchPlan) -> None:
     enter = only(plan, m.EnterRoot)
     assert enter < min(positions(plan, of(m.Attach, m.Bind, m.RemountReadonly, m.Mask)))
 
 
 @every_run_plan
-def test_all_mounts_are_made_before_the_hosts_root_is_left(plan: s.LaunchPlan) -> None:
+def test_all_mounts_are_made_before_the_hosts_root_is_left(plan: LaunchPlan) -> None:
     assert max(positions(plan, of(*MOUNTING))) < only(plan, m.PivotRoot)
 
 
 @every_run_plan
 def test_the_hosts_root_is_left_before_anything_is_done_in_the_containers_name(
-    plan: s.LaunchPlan,
+    plan: LaunchPlan,
 ) -> None:
     inside = (s.SetHostname, s.LoopbackUp, s.NullInput, s.Credentials, s.ChangeDirectory, s.Execute)
     assert only(plan, m.PivotRoot) < min(positions(plan, of(*inside)))
 
 
 @every_run_plan
-def test_every_namespace_is_new_except_the_users(plan: s.LaunchPlan) -> None:
+def test_every_namespace_is_new_except_the_users(plan: LaunchPlan) -> None:
     assert plan.clone_flags == (
         f.CLONE_NEWPID | f.CLONE_NEWNS | f.CLONE_NEWUTS | f.CLONE_NEWIPC | f.CLONE_NEWNET
     )
@@ -164,7 +165,7 @@ def test_the_init_is_started_directly_before_the_command_if_asked_for(asked: boo
     assert sum(isinstance(step, s.Init) for step in plan.steps) == asked
 
 
-def from_the_host(plan: s.LaunchPlan) -> list[m.CloneTree]:
+def from_the_host(plan: LaunchPlan) -> list[m.CloneTree]:
     return [step for step in plan.steps if isinstance(step, m.CloneTree) and step.below < 0]
 
 
@@ -225,13 +226,13 @@ def test_output_that_goes_nowhere_follows_the_input() -> None:
 
 
 @every_exec_plan
-def test_the_cgroup_is_entered_while_its_path_still_means_something(plan: s.LaunchPlan) -> None:
+def test_the_cgroup_is_entered_while_its_path_still_means_something(plan: LaunchPlan) -> None:
     joined = those(plan, s.OpenCgroup, s.EnterCgroup)
     assert all(number < only(plan, s.JoinNamespaces) for number in joined)
 
 
 @every_exec_plan
-def test_a_further_process_joins_all_namespaces_and_makes_none(plan: s.LaunchPlan) -> None:
+def test_a_further_process_joins_all_namespaces_and_makes_none(plan: LaunchPlan) -> None:
     run = make_run_plan().clone_flags | f.CLONE_NEWCGROUP
     assert plan.steps[only(plan, s.JoinNamespaces)] == s.JoinNamespaces(run)
     assert plan.clone_flags == 0
@@ -239,7 +240,7 @@ def test_a_further_process_joins_all_namespaces_and_makes_none(plan: s.LaunchPla
 
 
 @every_exec_plan
-def test_a_further_process_forks_once_inside_and_before_it_is_anybody(plan: s.LaunchPlan) -> None:
+def test_a_further_process_forks_once_inside_and_before_it_is_anybody(plan: LaunchPlan) -> None:
     fork = only(plan, s.ForkInside)
     assert fork == only(plan, s.JoinNamespaces) + 1
     assert fork < min(positions(plan, of(s.NullInput, s.CloseDescriptors, s.Credentials)))
@@ -260,7 +261,7 @@ def test_a_further_process_gets_an_input_pipe_only_if_asked_for() -> None:
 # --- who -----------------------------------------------------------------------------------------
 
 
-def groups_of(plan: s.LaunchPlan) -> tuple[int, ...] | None:
+def groups_of(plan: LaunchPlan) -> tuple[int, ...] | None:
     credentials = plan.steps[only(plan, s.Credentials)]
     assert isinstance(credentials, s.Credentials)
     return credentials.groups

@@ -12,6 +12,7 @@ import pytest
 from craterun.core import mount_steps as m
 from craterun.core import opcodes as op
 from craterun.core import steps as s
+from craterun.core.launchplan import LaunchPlan, Part
 from craterun.keeper import child, wire
 from craterun.linux import calls
 from tests.unit.builders import all_run_plans, make_exec_plan, make_run_plan
@@ -28,18 +29,18 @@ _CLOSE = [name for name, _ in op.CALLS].index("close")
 _OPENING = {"openat", "socket", "open_tree", "fsopen", "fsmount", "openat2"}
 
 
-def code_of(part: s.Part) -> tuple[Any, ...]:
+def code_of(part: Part) -> tuple[Any, ...]:
     return marshal.loads(part.code) if isinstance(part.code, bytes) else part.code
 
 
-def numbered(plan: s.LaunchPlan) -> Iterator[tuple[str, tuple[Any, ...], Any, Any, int]]:
+def numbered(plan: LaunchPlan) -> Iterator[tuple[str, tuple[Any, ...], Any, Any, int]]:
     """Every call with its name and its place in its part."""
     for part in plan.parts:
         for place, (call, (_, name)) in enumerate(zip(code_of(part), part.origins, strict=True)):
             yield name, call[1], call[2], call[3], place
 
 
-def walk(plan: s.LaunchPlan, fail: bool) -> set[int]:
+def walk(plan: LaunchPlan, fail: bool) -> set[int]:
     """Carry the plan out against a table of descriptors that behaves as open(2) says.
 
     :param fail: let every call fail that may
@@ -69,13 +70,13 @@ def walk(plan: s.LaunchPlan, fail: bool) -> set[int]:
 @every_plan
 @pytest.mark.parametrize("fail", [False, True], ids=["all there", "nothing there"])
 def test_the_kernel_will_give_the_descriptors_that_a_program_counts_on(
-    plan: s.LaunchPlan, fail: bool
+    plan: LaunchPlan, fail: bool
 ) -> None:
     assert walk(plan, fail) == {0, 1, 2, op.ERROR_FD}
 
 
 @every_plan
-def test_what_may_fail_skips_no_further_than_to_the_end_of_its_part(plan: s.LaunchPlan) -> None:
+def test_what_may_fail_skips_no_further_than_to_the_end_of_its_part(plan: LaunchPlan) -> None:
     for part in plan.parts:
         code = code_of(part)
         for place, call in enumerate(code):
@@ -84,7 +85,7 @@ def test_what_may_fail_skips_no_further_than_to_the_end_of_its_part(plan: s.Laun
 
 
 @every_plan
-def test_a_program_holds_nothing_but_what_the_c_library_takes(plan: s.LaunchPlan) -> None:
+def test_a_program_holds_nothing_but_what_the_c_library_takes(plan: LaunchPlan) -> None:
     functions = child._FUNCTIONS
     for part in plan.parts:
         for code, arguments, wanted, _ in code_of(part):
@@ -105,7 +106,7 @@ def test_every_function_exists_and_has_a_number_of_its_own() -> None:
 
 
 @every_plan
-def test_a_plan_arrives_at_the_keeper_as_it_was_sent(plan: s.LaunchPlan) -> None:
+def test_a_plan_arrives_at_the_keeper_as_it_was_sent(plan: LaunchPlan) -> None:
     sent = tuple(part.code for part in plan.parts)
     data, memfd = wire.encode((op.MSG_LAUNCH, sent))
     assert memfd == -1
