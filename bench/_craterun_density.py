@@ -5,8 +5,9 @@
 LEVELS are numbers of living containers, ascending, as in 10,1000,2000.  At each of them, prints a
 line of JSON: how many are alive; containers per second of COUNT runs of /bin/true beside them; PSS
 of the supervisor (this process) and of its keeper in bytes (/proc/PID/smaps_rollup); the processor
-time in seconds that each took over IDLE_SECONDS, in which nothing happened.  Then it waits for a
-line on its stdin before it goes on, so that others can be measured beside the containers.
+time in seconds that each took over IDLE_SECONDS, in which nothing happened; and starts per second
+of COUNT further containers that stay, and are killed when all have been started.  Then it waits for
+a line on its stdin before it goes on, so that others can be measured beside the containers.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import trio
 
 from craterun import Container, Spec, Supervisor
 from craterun.bench.leave import cancelled_on_signals
+
+STAY = ("/bin/sleep", "1000000")
 
 
 def pss(pid: int) -> int:
@@ -87,9 +90,20 @@ class Density:
             found["keeper"] = pss(self.keeper)
         return found
 
+    async def staying(self, count: int) -> float:
+        """Start so many that do not end, and give the time it took; afterwards they are killed."""
+        before = len(self.alive)
+        seconds = await self.at_once(count, *STAY, keep=True)
+        further, self.alive[before:] = self.alive[before:], []
+        for container in further:
+            container.kill()
+        for container in further:
+            await container.wait()
+        return seconds
+
     async def level(self, alive: int, count: int, idle: float) -> None:
         """Measure with so many alive, and print it."""
-        await self.at_once(alive - len(self.alive), "/bin/sleep", "1000000", keep=True)
+        await self.at_once(alive - len(self.alive), *STAY, keep=True)
         if not self.keeper:
             pid = self.alive[0].record.pid
             assert pid is not None
@@ -102,6 +116,7 @@ class Density:
         await trio.sleep(idle)
         after = {name: processor_seconds(pid) for name, pid in processes.items()}
         line["idle_processor_seconds"] = {name: after[name] - before[name] for name in processes}
+        line["staying_per_second"] = count / await self.staying(count)
         print(json.dumps(line), flush=True)
         await trio.to_thread.run_sync(sys.stdin.readline)
 

@@ -4,9 +4,10 @@
                             [--rounds R] [--json FILE]
 
 One craterun supervisor, with logs and records on tmpfs, keeps containers alive that sleep.  At each
-level: the start rate of N further ones that run /bin/true; that of floor, a C program that makes
-the same system calls and keeps nothing, which shows how much slower the kernel itself has become;
-memory of keeper and supervisor; their processor time while nothing happens.  Needs root and gcc.
+level: the rate of N further ones that run /bin/true, from start to end; that of floor, a C program
+that makes the same system calls and keeps nothing, which shows how much slower the kernel itself
+has become; the rate of starts alone, of N further ones that stay meanwhile; memory of keeper and
+supervisor; their processor time while nothing happens.  Needs root and gcc.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def one_round(place: Place, bench: Bench, options: argparse.Namespace) -> list[d
 def table(rounds: Sequence[Sequence[dict[str, object]]]) -> str:
     """Medians over the rounds; memory for each container is what came with those beyond level 1."""
     lines = [
-        f"{'alive':>6}{'starts/s':>10}{'of first':>10}{'floor/s':>10}{'of first':>10}"
+        f"{'alive':>6}{'starts/s':>10}{'of first':>10}{'runs/s':>10}{'of first':>10}"
+        f"{'floor/s':>10}{'of first':>10}"
         f"{'PSS MiB':>10}{'KiB each':>10}{'idle ms':>10}"
     ]
 
@@ -98,15 +100,14 @@ def table(rounds: Sequence[Sequence[dict[str, object]]]) -> str:
     for level in range(len(rounds[0])):
         alive = int(median(level, "alive"))
         more = alive - int(median(0, "alive"))
-        rate, floor = median(level, "per_second"), median(level, "floor_per_second")
+        rates = "".join(
+            f"{median(level, kind):10.0f}{median(level, kind) / median(0, kind):10.2f}"
+            for kind in ("staying_per_second", "per_second", "floor_per_second")
+        )
         memory = median(level, "pss_bytes")
         each = f"{(memory - base) / more / 1024:.1f}" if more else "-"
         idle = median(level, "idle_processor_seconds") * 1000
-        lines.append(
-            f"{alive:6d}{rate:10.0f}{rate / median(0, 'per_second'):10.2f}"
-            f"{floor:10.0f}{floor / median(0, 'floor_per_second'):10.2f}"
-            f"{memory / 2**20:10.1f}{each:>10}{idle:10.1f}"
-        )
+        lines.append(f"{alive:6d}{rates}{memory / 2**20:10.1f}{each:>10}{idle:10.1f}")
     return "\n".join(lines)
 
 
