@@ -226,7 +226,10 @@ class _Client:
             fds = b"".join(n.to_bytes(4, sys.byteorder) for n in (0, 1, 2, here))
             ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)]
             sent = self._socket.sendmsg([message], ancillary, _socket.MSG_NOSIGNAL)
-            self._socket.sendall(message[sent:], _socket.MSG_NOSIGNAL)
+            if sent < len(message):
+                # A server that has all of it may have run the command by now, and closed: no call
+                # of ours may fail after that, or the command would be run here once more.
+                self._socket.sendall(message[sent:], _socket.MSG_NOSIGNAL)
         finally:
             os.close(here)
         if self._receive()[0] != frames.ACCEPTED:
