@@ -17,6 +17,8 @@ from craterun.core.units import parse_env_file
 from craterun.linux.fd import Fd
 
 _READ_BYTES = 64 * 1024
+_MAX_ENV_FILE_BYTES = 8 * 1024 * 1024
+"""More than execve(2) takes."""
 
 
 class Job(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,7 +43,7 @@ class Job(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
         :raises UsageError: a value is malformed, or two contradict each other
         """
-        if self.command is UNSET:
+        if not self.command:
             raise UsageError("there is no command: give one in the line, or for all after --")
         if self.stdin and self.stdin_file:
             raise UsageError("stdin and stdin_file exclude each other")
@@ -76,45 +78,46 @@ def key_of(line: bytes) -> str | None:
     return None
 
 
-async def with_env_files(job: Job) -> Job:
-    """``job`` with the variables of its ``env_file`` among its own, which override them.
+def read_env_files(job: Job) -> dict[str, str]:
+    """The variables in the files that are a job's ``env_file``. Blocks as regular files do.
 
-    :raises UsageError: a file cannot be read, or is malformed
+    :raises UsageError: a file cannot be read, is too large or malformed
     """
-    if not job.env_file:
-        return job
-    paths = [job.env_file] if isinstance(job.env_file, str) else job.env_file
-    files = await trio.to_thread.run_sync(_read_env_files, paths)
-    return msgspec.structs.replace(job, env={**files, **job.environment()}, env_file=UNSET)
-
-
-def _read_env_files(paths: list[str]) -> dict[str, str]:
+    paths = [job.env_file] if isinstance(job.env_file, str) else job.env_file or []
     env: dict[str, str] = {}
     for path in paths:
+        file = _open_regular("env_file", path)
         try:
-            with open(path, encoding="utf-8", errors="surrogateescape") as file:
-                env.update(parse_env_file(file.read(), path))
-        except (OSError, ValueError) as error:
+            content = os.pread(file.fileno(), _MAX_ENV_FILE_BYTES + 1, 0)
+        except OSError as error:
             raise UsageError(f"env_file {printable(path)}: {_why(error)}") from None
+        finally:
+            file.close()
+        if len(content) > _MAX_ENV_FILE_BYTES:
+            raise UsageError(f"env_file {printable(path)} is larger than any environment")
+        env.update(parse_env_file(content.decode("utf-8", "surrogateescape"), path))
     return env
 
 
 def open_input(job: Job) -> Fd | None:
     """``stdin_file``, opened, which the caller owns; None if there is none.
 
-    :raises UsageError: it cannot be opened, or is no regular file, whose end might never come
+    :raises UsageError: it cannot be opened, or is no regular file
     """
-    if not job.stdin_file:
-        return None
-    name = printable(str(job.stdin_file))
+    return _open_regular("stdin_file", str(job.stdin_file)) if job.stdin_file else None
+
+
+def _open_regular(field: str, path: str) -> Fd:
+    """Nothing else: the end of a pipe might never come, and neither might its beginning."""
+    name = printable(path)
     try:
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        file = Fd(os.open(str(job.stdin_file), flags))
+        file = Fd(os.open(path, flags))
     except (OSError, ValueError) as error:
-        raise UsageError(f"stdin_file {name}: {_why(error)}") from None
+        raise UsageError(f"{field} {name}: {_why(error)}") from None
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise UsageError(f"stdin_file {name} is not a regular file")
+        raise UsageError(f"{field} {name} is not a regular file")
     return file
 
 

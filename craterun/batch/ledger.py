@@ -1,7 +1,7 @@
 """The file of results, as the memory of a batch: what is done, so that it is not done again.
 
     FILE           the results, each appended by one write(2)
-    FILE.running   only while containers of the batch may run: where they are, and their secret
+    FILE.running   only while containers of the batch may run: where they are, and their secrets
 
 A job is known by its key, or by the number of its line if it has none. The id of its container is
 a hash of that, of how often it was tried, and of the batch's secret. So a batch that goes on for
@@ -9,8 +9,10 @@ one that was killed knows which container every job would have, without a list t
 kept before each start: if there is such a container, the job was begun. Making its folder is the
 claim, which is atomic.
 
-`FILE.running` goes when a batch has ended in whatever order, because then there is no container of
-it left: the next one has another secret. flock(2) on FILE keeps two batches from sharing it.
+Each batch has a secret of its own. When it ends, in whatever order, there is no container of it
+left, and its secret goes. Those of batches that were killed go when one has been to the end of the
+input after them: until then, there may be containers of lines that it has not come to. flock(2) on
+FILE keeps two batches from sharing it.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from craterun.core.errors import CraterunError, StateError, UsageError, printabl
 from craterun.linux.fd import Fd
 
 _READ_BYTES = 1024 * 1024
+_BEGINNING = b'{"line":'
+"""Of every result (`batch.results.Result`)."""
 _MAX_LINES = 1 << 32
 
 
@@ -45,9 +49,16 @@ class Known(Enum):
 
 
 class _Running(msgspec.Struct, frozen=True):
+    """Contents of FILE.running.
+
+    :ivar attempts: containers that a job can have got at most
+    :ivar killed: secrets of earlier batches that were killed, the latest first
+    """
+
     root: str
     secret: str
     attempts: int
+    killed: tuple[str, ...] = ()
 
 
 class _Past(msgspec.Struct, frozen=True):
@@ -82,7 +93,6 @@ class Ledger:
         :raises OSError: it cannot be opened
         """
         self._path = path
-        self._running_path = f"{path}.running"
         self._rerun_failed = rerun_failed
         self._succeeded: set[bytes] = set()
         self._failed: set[bytes] = set()
@@ -93,26 +103,27 @@ class Ledger:
         self._file = Fd(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644))
         try:
             self._lock(resume)
+            # Whoever comes by a symbolic link to FILE must find it, too.
+            self._running_path = f"{os.path.realpath(path)}.running"
             running = self._read_running()
             self.crashed = running is not None
             self._removed: list[str] = []
             if resume:
                 self._load()
-            if running is None:
-                running = _Running(root, os.urandom(16).hex(), attempts)
-            elif not resume:
+            if running is not None and not resume:
                 raise UsageError(
                     f"{self._shown} belongs to a batch that was killed; go on with it by --resume, "
                     f"or remove {printable(self._running_path)} to forget it"
                 )
-            elif running.root != root:
+            if running is not None and running.root != root:
                 raise UsageError(
                     f"the batch that wrote {self._shown} was killed, and its containers are in "
                     f"{printable(running.root)}; go on with it by --root {printable(running.root)}"
                 )
-            self._secret = running.secret
-            self.attempts = max(attempts, running.attempts)
-            self._write_running(_Running(root, self._secret, self.attempts))
+            killed = (running.secret, *running.killed) if running is not None else ()
+            most = max(attempts, running.attempts) if running is not None else attempts
+            self._running = _Running(root, os.urandom(16).hex(), most, killed)
+            self._write_running(self._running)
         except BaseException:
             self._file.close()
             raise
@@ -155,7 +166,10 @@ class Ledger:
             self._note(past)
 
     def _whole_lines(self) -> Iterator[tuple[int, bytes]]:
-        """The lines; a last one that was not finished is cut off."""
+        """The lines; a last one that was not finished is cut off.
+
+        :raises StateError: it was no result, and must not be lost
+        """
         fd, offset, rest, number = self._file.fileno(), 0, b"", 0
         while data := os.pread(fd, _READ_BYTES, offset):
             offset += len(data)
@@ -163,7 +177,12 @@ class Ledger:
             for line in lines:
                 number += 1
                 yield number, line
-        if rest:
+        if rest[: len(_BEGINNING)] != _BEGINNING[: len(rest)]:
+            raise StateError(f"{self._shown}, line {number + 1}, is no result of a batch")
+        if rest.endswith(b"}") and _is_whole(rest):
+            os.write(fd, b"\n")  # somebody has taken away just its end
+            yield number + 1, rest
+        elif rest:
             os.ftruncate(fd, offset - len(rest))
 
     def _note(self, past: _Past) -> None:
@@ -173,10 +192,12 @@ class Ledger:
         if past.container is not None and not past.kept and self.crashed:
             self._removed.append(past.container)
         name = _name(past.key, past.line)
-        done = past.failure is not Failure.CANCELLED
-        if not done or (past.failure is not None and self._rerun_failed):
+        cancelled = past.failure is Failure.CANCELLED
+        if cancelled or (past.failure is not None and (self._rerun_failed or self.crashed)):
             self._again[name] = self._again.get(name, 0) + 1
-        elif past.key is None:
+        if cancelled or (past.failure is not None and self._rerun_failed):
+            return
+        if past.key is None:
             self._lines += bytes(max(0, past.line + 1 - len(self._lines)))
             self._lines[past.line] = 1 if past.failure is None else 2
         else:
@@ -210,8 +231,19 @@ class Ledger:
 
     def container_id(self, key: str | None, line: int, attempt: int) -> str:
         """The id of the container that a job's attempt has in this batch."""
+        return self._id(self._running.secret, _name(key, line), attempt)
+
+    def killed_ids(self, key: str | None, line: int) -> Iterator[tuple[int, str]]:
+        """The number and the id of every container that a job without a result may have got in
+        batches that were killed, the latest first.
+        """
         name = _name(key, line)
-        text = f"{self._secret} {self._again.get(name, 0)} {attempt} "
+        for secret in self._running.killed:
+            for attempt in range(self._running.attempts, 0, -1):
+                yield attempt, self._id(secret, name, attempt)
+
+    def _id(self, secret: str, name: bytes, attempt: int) -> str:
+        text = f"{secret} {self._again.get(name, 0)} {attempt} "
         return hashlib.blake2b(text.encode() + name, digest_size=8).hexdigest()
 
     # --- writing ----------------------------------------------------------------------------------
@@ -250,15 +282,35 @@ class Ledger:
                 file.write(msgspec.json.encode(running) + b"\n")
             os.rename(temporary, self._running_path)
         except OSError as error:
+            with suppress(OSError):
+                os.unlink(temporary)
             raise CraterunError(
                 f"{printable(self._running_path)}: {os.strerror(error.errno or 0)}"
             ) from error
 
-    def close(self) -> None:
-        """No container of this batch is left."""
-        with suppress(FileNotFoundError):
-            os.unlink(self._running_path)
+    def close(self, *, containers_left: bool) -> None:
+        """Write no more.
+
+        :param containers_left: there may still be containers of batches that were killed
+        """
+        if containers_left and self._running.killed:
+            secret, *killed = self._running.killed
+            with suppress(CraterunError):  # the next one has a secret more to try, then
+                self._write_running(
+                    msgspec.structs.replace(self._running, secret=secret, killed=tuple(killed))
+                )
+        else:
+            with suppress(FileNotFoundError):
+                os.unlink(self._running_path)
         self._file.close()
+
+
+def _is_whole(result: bytes) -> bool:
+    try:
+        msgspec.json.decode(result)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def _name(key: str | None, line: int) -> bytes:

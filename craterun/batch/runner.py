@@ -11,10 +11,11 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+import msgspec
 import trio
 
 from craterun.batch import earlier
-from craterun.batch.job import Job, feed, key_of, open_input, parse_job, with_env_files
+from craterun.batch.job import Job, feed, key_of, open_input, parse_job, read_env_files
 from craterun.batch.ledger import Known, Ledger
 from craterun.batch.lines import Line, LineReader
 from craterun.batch.options import HOST_RETRIES, Counts, Keep, Options, Orphans
@@ -78,6 +79,7 @@ class Batch:
         self._turn = trio.Lock()
         self._reading = trio.CancelScope()
         self._halted = False
+        self._has_seen_all = False
         self._ending = trio.Event()
         self._killing = False
         self._running: set[Running] = set()
@@ -97,8 +99,17 @@ class Batch:
         async with trio.open_nursery() as self._tasks, trio.open_nursery() as workers:
             for _ in range(self._options.jobs):
                 workers.start_soon(self._work)
+        self._has_seen_all = not self._halted
         if self._broken is not None:
             raise self._broken
+
+    @property
+    def may_leave_containers(self) -> bool:
+        """Whether there may still be containers of a killed batch that this one goes on with: of
+        lines that it has not come to.
+        """
+        crashed = self._ledger is not None and self._ledger.crashed
+        return crashed and not self._has_seen_all
 
     # --- ending it early --------------------------------------------------------------------------
 
@@ -168,12 +179,14 @@ class Batch:
         try:
             job = parse_job(line.text(), self._options.defaults)
             known = self._look_up(job, line)
-            if known in (Known.SUCCEEDED, Known.FAILED):
+            begun = None
+            if known in (Known.NEW, Known.FAILED):  # failed, and begun again by --rerun-failed
+                begun = await self._begun(line, job)
+            if known is Known.SUCCEEDED or (known is Known.FAILED and begun is None):
                 self._skip(failed=known is Known.FAILED)
                 return
             if known is Known.TAKEN:
                 raise UsageError(f"the key {printable(str(job.key))!r} is that of an earlier line")
-            job = await with_env_files(job)
             spec = job.to_spec()
         except UsageError as error:
             if self._ledger is not None and self._ledger.is_known_as_invalid(line.number):
@@ -187,7 +200,7 @@ class Batch:
             return  # read in the very moment in which it was ended: not begun
         self.counts.running += 1
         self._changed()
-        outcome, number, others = await self._attempts(line, job, spec)
+        outcome, number, others = await self._attempts(line, job, spec, begun)
         self.counts.running -= 1
         await self._conclude(line, job.key or None, outcome, number, others)
 
@@ -202,17 +215,20 @@ class Batch:
         self._changed()
 
     async def _attempts(
-        self, line: Line, job: Job, spec: Spec
+        self, line: Line, job: Job, spec: Spec, begun: tuple[int, str] | None
     ) -> tuple[Outcome, int, list[Attempt]]:
         """Try until there is a success, or nothing to be tried again for.
 
         Returns how the last attempt went, its number, and those before it.
+
+        :param begun: by a batch that was killed: the number of the attempt, and its container
         """
         others: list[Attempt] = []
-        number = await self._last_begun(line, job)
+        number, before = begun or (1, None)
         host_failures, failures = 0, number - 1
         while True:
-            outcome = await self._attempt(self._id(line, job, number), job, spec)
+            outcome = await self._attempt(self._id(line, job, number), job, spec, before)
+            before = None
             if outcome.failure is Failure.ERROR:
                 host_failures += 1
                 again = host_failures <= max(self._options.retries, HOST_RETRIES)
@@ -236,27 +252,34 @@ class Batch:
             return None
         return self._ledger.container_id(job.key or None, line.number, number)
 
-    async def _last_begun(self, line: Line, job: Job) -> int:
-        """The attempt to go on with: the last one that a batch that was killed has begun, or 1."""
-        if self._ledger is not None and self._ledger.crashed:
-            for number in range(self._ledger.attempts, 1, -1):
-                container_id = self._id(line, job, number)
-                if container_id and earlier.exists(self._host.store, container_id):
-                    return number
-        return 1
+    async def _begun(self, line: Line, job: Job) -> tuple[int, str] | None:
+        """The last attempt that a batch that was killed has begun: its number, its container."""
+        ledger, store = self._ledger, self._host.store
+        if ledger is None or not ledger.crashed:
+            return None
+
+        def last() -> tuple[int, str] | None:
+            ids = ledger.killed_ids(job.key or None, line.number)
+            return next((found for found in ids if earlier.exists(store, found[1])), None)
+
+        return await trio.to_thread.run_sync(last)
 
     # --- one attempt ------------------------------------------------------------------------------
 
-    async def _attempt(self, container_id: str | None, job: Job, spec: Spec) -> Outcome:
-        store = self._host.store
+    async def _attempt(
+        self, container_id: str | None, job: Job, spec: Spec, before: str | None
+    ) -> Outcome:
+        """:param before: the container that a batch that was killed has begun it with"""
         file: Fd | None = None
         try:
-            if self._ledger is not None and self._ledger.crashed:
-                assert container_id is not None
-                if earlier.exists(store, container_id):
-                    outcome = await self._see_through(container_id, job)
-                    if outcome is not None:
-                        return outcome
+            if before is not None:
+                outcome = await self._see_through(before, job)
+                if outcome is not None:
+                    return outcome
+            if job.env_file:
+                env = await trio.to_thread.run_sync(read_env_files, job)
+                spec = msgspec.structs.replace(spec, env={**env, **spec.env})
+                spec.check()
             file = open_input(job)
             return await self._run(container_id, job, spec, file)
         except KeeperDiedError as error:

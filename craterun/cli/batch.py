@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import stat
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 _DESCRIPTORS_EACH = 8
 _DESCRIPTORS_BESIDES = 64
+_MAX_RETRIES = 1000
+"""After a crash, each container that a job could have got is looked for."""
 _MAX_CAPTURE_BYTES = 64 * 1024 * 1024
 _MAX_LENT_BYTES = 64 * 1024 * 1024
 """The beginnings of outputs that a server keeps in memory for one batch."""
@@ -154,6 +157,10 @@ def batch(
 
     if file.startswith("-") and file != "-":
         raise UsageError(f"unknown option {printable(file)!r}; see: craterun batch --help")
+    if file == "":
+        raise UsageError("the name of the input is empty; -: standard input")
+    if output == "":
+        raise UsageError("--output is empty; to have the results on stdout, leave it away")
     if resume and output is None:
         raise UsageError("--resume needs --output: it goes on with the results in that file")
     if rerun_failed and not resume:
@@ -162,8 +169,8 @@ def batch(
         raise UsageError("--drain says how --fail-fast ends, and has no use without that")
     if rm and keep not in (None, "none"):
         raise UsageError(f"--rm and --keep {keep} contradict each other")
-    if retries < 0:
-        raise UsageError(f"--retries {retries} is less than none")
+    if not 0 <= retries <= _MAX_RETRIES:
+        raise UsageError(f"--retries {retries} is not between 0 and {_MAX_RETRIES}")
     asked = {
         "command": command or None,
         "rootfs": rootfs,
@@ -284,6 +291,8 @@ def _open(file: str) -> int:
         raise
     if desk.current is not None and os.isatty(source):
         raise desk.DeclinedError
+    if stat.S_ISDIR(os.fstat(source).st_mode):
+        raise UsageError(f"{printable(file)} is a directory, not a file of jobs")
     return source
 
 
@@ -303,6 +312,8 @@ def _jobs(asked: int | None) -> int:
 
 
 def _capture(text: str) -> int:
+    if text.startswith("-"):
+        raise UsageError(f"--capture {printable(text)} is negative")
     size = parse_bytes(text, "--capture")
     if size > _MAX_CAPTURE_BYTES:
         raise UsageError(

@@ -7,7 +7,7 @@ import signal
 import stat
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 
 import trio
@@ -20,7 +20,7 @@ from craterun.cli.batchview import BatchView, summary
 from craterun.cli.output import complain
 from craterun.cli.signals import heeded
 from craterun.cli.streams import OutputSink, read_stdin
-from craterun.core.errors import CraterunError, printable
+from craterun.core.errors import CraterunError, UsageError, printable
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -48,8 +48,14 @@ def open_ledger(options: Options, ends: Ends) -> Ledger | None:
     :raises UsageError: it must not be written to
     :raises OSError: it cannot be opened
     """
+    source = os.fstat(ends.source)
     if ends.output is None:
+        if stat.S_ISREG(source.st_mode) and os.path.samestat(source, os.fstat(1)):
+            raise UsageError("the results would be appended to the input, and be read as jobs")
         return None
+    with suppress(OSError):
+        if os.path.samestat(source, os.stat(ends.output)):
+            raise UsageError(f"--output {printable(ends.output)} is the input")
     return Ledger(
         ends.output,
         ends.root,
@@ -73,14 +79,19 @@ async def conduct(
     :param closing: set when all containers are ended from without
     """
     sink = OutputSink(1)
+    containers_left = ledger is not None and ledger.crashed
     try:
         with trio.open_signal_receiver(*(n for n in heeded() if n in _ENDING)) as signals:
             async with hosting() as host:
-                return await _Conductor(options, ends, ledger, host, sink).run(signals, closing)
+                conductor = _Conductor(options, ends, ledger, host, sink)
+                try:
+                    return await conductor.run(signals, closing)
+                finally:
+                    containers_left = conductor.may_leave_containers
     finally:
         sink.close()
         if ledger is not None:
-            ledger.close()
+            ledger.close(containers_left=containers_left)
 
 
 class _Conductor:
@@ -109,6 +120,11 @@ class _Conductor:
         if not ends.quiet and BatchView.is_wanted():
             lines, size = self._batch.lines, _size(ends.source)
             self._view = BatchView(self._batch.counts, lambda: lines.consumed, size)
+
+    @property
+    def may_leave_containers(self) -> bool:
+        """See `Batch`."""
+        return self._batch.may_leave_containers
 
     async def run(self, signals: AsyncIterator[int], closing: trio.Event | None) -> int:
         """To the end. Returns the exit code."""

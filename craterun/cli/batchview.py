@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import trio
 
 from craterun.batch.options import Counts
 from craterun.cli.output import shorten
-from craterun.cli.screen import can_draw
+from craterun.cli.screen import can_draw, columns
 from craterun.cli.streams import OutputSink
 
 _PAUSE_SECONDS = 0.25
@@ -55,8 +54,7 @@ class BatchView:
 
     def draw(self) -> None:
         """Now. What the terminal does not take at once, because it was stopped, is left out."""
-        columns = os.get_terminal_size(2).columns
-        line = shorten(self.text(), max(1, columns - 1))
+        line = shorten(self.text(), max(1, columns(2) - 1))
         self._sink.write_now(memoryview(f"\r\x1b[K{line}".encode()))
         self._drawn = True
 
@@ -75,7 +73,7 @@ class BatchView:
         if self._size and self._work_begun is not None:
             begun, before = self._work_begun
             read, rest = self._consumed() - before, self._size - self._consumed()
-            if read > 0 and counts.done:
+            if read > 0 and counts.done and rest >= 0:  # negative: it has grown since
                 parts.append(f"{duration(rest * (now - begun) / read)} left")
         return ", ".join(parts)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
 from collections.abc import Sequence
 
 from craterun.cli.output import shorten
-from craterun.cli.screen import can_draw
+from craterun.cli.screen import can_draw, columns
 from craterun.core.errors import printable
 
 PATIENCE_SECONDS = 1.0
@@ -64,9 +63,8 @@ class Progress:
             if not self._names:
                 continue
             with self._drawing:
-                columns = os.get_terminal_size(2).columns
                 line = describe(self._doing, self._names, self._deadline, time.monotonic())
-                self._write("\r\x1b[K" + shorten(line, max(1, columns - 1)))
+                self._write("\r\x1b[K" + shorten(line, max(1, columns(2) - 1)))
                 self._drawn = True
 
     @staticmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
+_USUAL_COLUMNS = 80
 _CLEAR_SCREEN = "\x1b[H\x1b[2J"
 _CLEAR_BELOW = "\x1b[J"
 
@@ -50,3 +51,11 @@ class Screen:
 def can_draw(fd: int) -> bool:
     """Whether ``fd`` is a terminal that understands cursor movements."""
     return os.isatty(fd) and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def columns(fd: int) -> int:
+    """How wide the terminal is; 80 if it does not say, or has gone, which is nobody's failure."""
+    try:
+        return os.get_terminal_size(fd).columns or _USUAL_COLUMNS
+    except OSError:
+        return _USUAL_COLUMNS

@@ -38,8 +38,16 @@ class Window:
     def _set_size(self, rows: int, columns: int) -> None:
         fcntl.ioctl(self.side, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
-    def run(self, cli: Cli, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start a command line as a shell on this terminal would."""
+    def run(
+        self, cli: Cli, *arguments: str, ignored: signal.Signals | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a command line as a shell on this terminal would, or one that ignores a signal."""
+
+        def prepare() -> None:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            if ignored is not None:
+                signal.signal(ignored, signal.SIG_IGN)
+
         self.process = subprocess.Popen(
             cli.command(*arguments),
             env=cli_environment(cli.state_root, {"TERM": "linux"}),
@@ -47,7 +55,7 @@ class Window:
             stdout=self.side,
             stderr=self.side,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 (no threads)
+            preexec_fn=prepare,  # noqa: PLW1509 (no threads)
         )
         cli._started.append(self.process)
         return self.process
@@ -109,9 +117,15 @@ class Window:
         """Whether keys arrive one by one and unseen."""
         return not termios.tcgetattr(self.side)[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
 
+    def hang_up(self) -> None:
+        """As if the window was closed; the command line goes on as it likes."""
+        for fd in (self.master, self.side):
+            if fd >= 0:
+                os.close(fd)
+        self.master = self.side = -1
+
     def close(self) -> None:
-        """Hang up."""
+        """Hang up, and kill."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
-        os.close(self.master)
-        os.close(self.side)
+        self.hang_up()

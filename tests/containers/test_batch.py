@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import cli_environment
 from tests.containers import batch_helpers, helpers
 from tests.containers.batch_helpers import as_lines, by_line, run_batch, sh
 from tests.containers.helpers import Cli
@@ -199,6 +203,11 @@ def test_the_last_line_says_what_it_came_to(cli: Cli, rootfs: Path, tmp_path: Pa
         (("/no/such/file",), "/no/such/file: No such file"),
         (("-", "--output", "/no/such/file"), "/no/such/file: No such file"),
         (("-", "--output", "/dev/null"), "not a regular file"),
+        (("/tmp",), "/tmp is a directory"),
+        (("",), "the name of the input is empty"),
+        (("-", "--output", ""), "--output is empty"),
+        (("-", "--retries", "1001"), "--retries 1001 is not between 0 and 1000"),
+        (("-", "--capture=-5"), "--capture -5 is negative"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_read(
@@ -225,3 +234,69 @@ def test_a_terminal_sees_how_far_it_is(cli: Cli, rootfs: Path, tmp_path: Path) -
         gate.close()
     results = (tmp_path / "results").read_text().splitlines()
     assert [json.loads(line)["line"] for line in results] == [1, 2, 3]
+
+
+def test_the_input_is_not_written_to(cli: Cli, tmp_path: Path) -> None:
+    jobs, link = tmp_path / "jobs", tmp_path / "link"
+    content = as_lines([sh("true")]) + b'{"command": ["true"]}'
+    jobs.write_bytes(content)
+    link.symlink_to(jobs)
+    assert "is the input" in cli.refused("batch", str(jobs), "-o", str(link), "--resume")
+    with jobs.open("ab") as stdout:
+        finished = subprocess.run(
+            cli.command("batch", str(jobs)),
+            env=cli_environment(cli.state_root, None),
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (finished.returncode, b"be read as jobs" in finished.stderr) == (125, True), finished
+    assert jobs.read_bytes() == content
+
+
+def test_a_pipe_that_is_a_file_of_variables_holds_up_nobody(
+    cli: Cli, rootfs: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "env").write_text("A=file\nB=file\n")
+    jobs = [
+        sh("test $A$B = fileline", env={"B": "line"}, env_file=str(tmp_path / "env")),
+        *(sh("true", env_file=str(tmp_path / name)) for name in ("fifo", "none")),
+    ]
+    good, *bad = run_batch(cli, rootfs, jobs, code=1)
+    assert good["ok"]
+    assert [(r["failure"], r["error"].rpartition(" ")[2]) for r in bad] == [
+        ("refused", "file"), ("refused", "directory"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("ignored", [None, signal.SIGHUP], ids=["heeds SIGHUP", "ignores SIGHUP"])
+def test_a_terminal_that_goes_away_takes_no_job_with_it(
+    cli: Cli, rootfs: Path, tmp_path: Path, ignored: signal.Signals | None
+) -> None:
+    """They go on, or are asked to end; either way they have results."""
+    script = "trap 'exit 3' TERM; echo >/up; read x </gate"
+    (tmp_path / "jobs").write_bytes(as_lines([sh(script), sh(script), sh("true")]))
+    up, gate, window = helpers.Gate(rootfs / "up"), helpers.Gate(rootfs / "gate"), Window()
+    results = tmp_path / "results"
+    try:
+        arguments = ("--rootfs", str(rootfs), "--jobs", "2", "-o", str(results))
+        process = window.run(cli, "batch", str(tmp_path / "jobs"), *arguments, ignored=ignored)
+        window.until(lambda lines: any("0 done, 2 running" in line for line in lines))
+        seen = up.wait()
+        while len(seen) < 2:
+            seen += up.wait()
+        window.hang_up()
+        if ignored:
+            gate.open()
+            gate.open()
+        code = process.wait(timeout=60)
+    finally:
+        window.close()
+        gate.close()
+        up.close()
+    found = [(r["failure"], r["exit_code"]) for r in by_line(results.read_bytes())]
+    if ignored:
+        assert (code, found) == (0, [(None, 0)] * 3)
+    else:
+        assert (code, found) == (129, [("cancelled", 3)] * 2)

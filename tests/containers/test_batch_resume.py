@@ -314,3 +314,58 @@ def test_whenever_it_is_killed_each_job_has_one_result(
     # What was on its way when a batch was killed may be missing, and nothing else.
     assert {r["stdout"] for r in results if not r["adopted"]} == {"out\n"}
     assert sorted(job.output.parent.iterdir()) == [job.output]
+
+
+@pytest.mark.parametrize("how", ["fail-fast", "signal"])
+def test_what_runs_is_known_until_a_batch_has_come_to_it(
+    job: Job, cli: Cli, rootfs: Path, make_gate: MakeGate, how: str
+) -> None:
+    """Those in between end before they come to its line."""
+    up, gate = make_gate(rootfs / "up"), make_gate(rootfs / "gate")
+    rest = as_lines(once("echo >/up; read x </gate", key) for key in ("b", "c"))
+    job.input.write_bytes(rest)
+    process = job.start("--jobs", "2")
+    seen = up.wait()
+    while len(seen) < 2:
+        seen += up.wait()
+    before = cli.ids()
+    job.kill(process)
+    if how == "fail-fast":
+        first, failure = sh("exit 1", key="first"), "exit"
+        job.input.write_bytes(as_lines([first]) + rest)
+        job.run("--resume", "--jobs", "1", "--fail-fast", code=1)
+    else:
+        script = "test -e /second && exit 1; >/second; echo >/up; sleep 1000"
+        first, failure = sh(script, key="first", stop_timeout=0), "cancelled"
+        job.input.write_bytes(as_lines([first]) + rest)
+        process = job.start("--resume", "--jobs", "1")
+        up.wait()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 143
+    assert [(r["key"], r["failure"]) for r in job.results()] == [("first", failure)]
+    assert all(metadata(cli.state_root / name)["status"] == "running" for name in before)
+    for _ in before:
+        gate.open()
+    job.run("--resume", "--jobs", "1", code=1)
+    found = {r["key"]: (r["container"], r["adopted"]) for r in job.results() if r["ok"]}
+    assert found.keys() == {"b", "c"}
+    assert {adopted for _, adopted in found.values()} == {True}
+    assert {container for container, _ in found.values()} == before
+    assert traces(rootfs) == {"b": 1, "c": 1}
+    assert sorted(job.output.parent.iterdir()) == [job.output]
+
+
+def test_what_was_begun_again_after_a_failure_is_known_as_well(
+    job: Job, rootfs: Path, make_gate: MakeGate
+) -> None:
+    up, gate = make_gate(rootfs / "up"), make_gate(rootfs / "gate")
+    script = "test $(wc -l </ran) -ge 2 || exit 1; echo >/up; read x </gate"
+    job.input.write_bytes(as_lines([once(script, "a")]))
+    job.run(code=1)
+    process = job.start("--resume", "--rerun-failed")
+    up.wait()
+    job.kill(process)
+    gate.open()
+    job.run("--resume")
+    assert [(r["ok"], r["adopted"]) for r in job.results()] == [(False, False), (True, True)]
+    assert traces(rootfs) == {"a": 2}

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-import trio
 
-from craterun.batch.job import Job, key_of, open_input, parse_job, with_env_files
+from craterun.batch.job import Job, key_of, open_input, parse_job, read_env_files
 from craterun.core.errors import UsageError
 from craterun.core.limits import Limits
 
@@ -38,7 +37,7 @@ def test_a_line_overrides_the_defaults_of_the_batch() -> None:
         (b'{"command": "true"}', "Expected `array`, got `str` - at `$.command`"),
         (b'{"commnad": ["true"]}', "unknown field `commnad`"),
         (b'{"memory": "64m"}', "there is no command"),
-        (b'{"command": []}', "no command given"),
+        (b'{"command": []}', "there is no command"),
         (b'{"command": ["true"], "memory": 64}', "--memory 64 is less than a page"),
         (b'{"command": ["true"], "stdin": "a", "stdin_file": "b"}', "exclude each other"),
         (b'{"command": ["a\\u0000b"]}', "contains a NUL character"),
@@ -58,13 +57,19 @@ def test_the_key_of_a_bad_line_is_found_if_it_can_be() -> None:
     assert key_of(b"\xff") is None
 
 
-def test_variables_of_files_give_way_to_those_of_the_line(tmp_path: Path) -> None:
+def test_variables_come_from_regular_files_only(tmp_path: Path) -> None:
     path = tmp_path / "env"
     path.write_text("A=file\nB=file\n")
-    asked = job(command=["true"], env={"B": "line"}, env_file=str(path))
-    assert trio.run(with_env_files, asked).to_spec().env == {"A": "file", "B": "line"}
+    assert read_env_files(job(env_file=str(path))) == {"A": "file", "B": "file"}
+    assert read_env_files(job()) == {}
     with pytest.raises(UsageError, match="No such file"):
-        trio.run(with_env_files, job(command=["true"], env_file=[str(path), str(tmp_path / "x")]))
+        read_env_files(job(env_file=[str(path), str(tmp_path / "x")]))
+    with pytest.raises(UsageError, match="not a regular file"):
+        read_env_files(job(env_file="/dev/zero"))
+    with path.open("ab") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(UsageError, match="larger than any environment"):
+        read_env_files(job(env_file=str(path)))
 
 
 def test_input_comes_from_regular_files_only(tmp_path: Path) -> None:

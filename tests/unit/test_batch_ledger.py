@@ -21,19 +21,24 @@ ROOT = "/state"
 
 @contextmanager
 def ledger(
-    path: Path, *, resume: bool = False, rerun_failed: bool = False, root: str = ROOT
+    path: Path,
+    *,
+    resume: bool = False,
+    rerun_failed: bool = False,
+    root: str = ROOT,
+    containers_left: bool = False,
 ) -> Iterator[Ledger]:
     opened = Ledger(str(path), root, resume=resume, rerun_failed=rerun_failed, attempts=3)
     try:
         yield opened
     finally:
-        opened.close()
+        opened.close(containers_left=containers_left)
 
 
 @contextmanager
-def killed(path: Path, *, resume: bool = False) -> Iterator[Ledger]:
+def killed(path: Path, *, resume: bool = False, rerun_failed: bool = False) -> Iterator[Ledger]:
     """A ledger whose process is killed at the end of the block."""
-    opened = Ledger(str(path), ROOT, resume=resume, rerun_failed=False, attempts=3)
+    opened = Ledger(str(path), ROOT, resume=resume, rerun_failed=rerun_failed, attempts=3)
     yield opened
     opened._file.close()
 
@@ -115,7 +120,8 @@ def test_a_result_that_was_cut_short_is_cut_off(
     content = b"".join(lines)
     cut = data.draw(st.integers(0, len(content)))
     path.write_bytes(content[:cut])
-    whole = content[:cut].count(b"\n")
+    # One that lacks nothing but the line's end is a result, too.
+    whole = (content[:cut] + b"\n").count(b"}\n")
     with ledger(path, resume=True) as second:
         assert path.read_bytes() == b"".join(lines[:whole])
         known = [second.look_up(f"key {n}", n) for n in range(1, 4)]
@@ -124,7 +130,18 @@ def test_a_result_that_was_cut_short_is_cut_off(
         assert path.read_bytes() == b"".join(lines[:whole]) + lines[0]
 
 
-@pytest.mark.parametrize("content", [b"hello\n", b"{}\n", b"\n", b'{"line": 0}\n'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"hello\n",
+        b"{}\n",
+        b"\n",
+        b'{"line": 0}\n',
+        b"hello",
+        b'{"command":["true"]}',
+        b" ",
+    ],
+)
 def test_a_file_of_something_else_is_refused_and_left_as_it_is(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(StateError, match=r"line 1"), ledger(path, resume=True):
@@ -141,18 +158,57 @@ def test_only_the_batch_that_goes_on_for_one_that_was_killed_knows_its_container
         assert len(ids) == 6  # with a key, the line is of no importance
         first.append(line(1, "a", Failure.CANCELLED))
         assert not first.crashed
-        known = first.container_id("b", 1, 2)
+        begun = [(2, first.container_id("b", 1, 2)), (1, first.container_id("b", 1, 1))]
     with pytest.raises(UsageError, match="--root /state"), ledger(path, resume=True, root="/other"):
         pass
     with ledger(path, resume=True) as second:
         assert second.crashed
-        assert second.container_id("b", 5, 2) == known
-        assert second.container_id("a", 1, 1) not in ids  # it is another try of the same job
+        assert list(second.killed_ids("b", 5))[1:] == begun
+        # There is a result already: what is looked for is another try of the same job.
+        assert not ids.intersection(dict(second.killed_ids("a", 1)).values())
+        assert second.container_id("b", 5, 2) not in ids  # its own containers are others
         assert second.take_removed() == [f"{1:016x}"]
     with ledger(path, resume=True) as third:
         assert not third.crashed
-        assert third.container_id("b", 5, 2) != known
+        assert list(third.killed_ids("b", 5)) == []
         assert third.take_removed() == []
+
+
+def test_batches_that_were_killed_are_known_until_one_has_seen_all_of_the_input(path: Path) -> None:
+    with killed(path) as first:
+        ids = [first.container_id("a", 1, 1)]
+    with killed(path, resume=True) as second:
+        ids.append(second.container_id("a", 1, 1))
+    with ledger(path, resume=True, containers_left=True) as third:
+        assert [i for n, i in third.killed_ids("a", 1) if n == 1] == ids[::-1]
+        own = third.container_id("a", 1, 1)
+    with ledger(path, resume=True) as fourth:
+        assert fourth.crashed
+        assert [i for n, i in fourth.killed_ids("a", 1) if n == 1] == ids[::-1]
+        assert own not in ids
+    with ledger(path, resume=True) as fifth:
+        assert not fifth.crashed
+
+
+def test_a_failed_job_that_was_begun_again_is_known_without_being_asked_for(path: Path) -> None:
+    with ledger(path) as first:
+        first.append(line(1, "a", Failure.EXIT))
+        first.append(line(2, None, Failure.EXIT))
+    with killed(path, resume=True, rerun_failed=True) as second:
+        ids = [second.container_id("a", 1, 1), second.container_id(None, 2, 1)]
+    with ledger(path, resume=True) as third:
+        assert (third.look_up("a", 1), third.look_up(None, 2)) == (Known.FAILED, Known.FAILED)
+        assert [dict(third.killed_ids(*job))[1] for job in (("a", 1), (None, 2))] == ids
+
+
+def test_a_symbolic_link_leads_to_the_same_batch(path: Path) -> None:
+    with killed(path) as first:
+        known = first.container_id("a", 1, 1)
+    link = path.parent / "latest"
+    link.symlink_to(path.name)
+    with ledger(link, resume=True) as second:
+        assert known in dict(second.killed_ids("a", 1)).values()
+    assert sorted(path.parent.iterdir()) == [link, path]
 
 
 def test_a_batch_that_was_killed_before_its_first_result_is_not_forgotten(path: Path) -> None:
