@@ -17,7 +17,8 @@ from craterun.state.limits import read_limits
 _TEMPORARY = ".metadata.json.new"
 FILE_NAMES = (METADATA, _TEMPORARY)
 """Every file of a container's folder that this module makes."""
-_MAX_BYTES = 16 * 1024 * 1024
+_MAX_BYTES = 64 * 1024 * 1024
+"""More than any record has: execve(2) takes 6 MiB at most, and six characters stand for a byte."""
 _REMEDY = "; remove the container with: craterun rm --force "
 
 
@@ -100,9 +101,10 @@ def read_record(directory: str, container_id: str) -> Record:
         # O_NONBLOCK: a foreign FIFO of this name must not block `ps`.
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
                 raise StateError(f"{printable(path)} is not a regular file{_REMEDY}{container_id}")
-            content = os.read(fd, _MAX_BYTES)
+            content = os.read(fd, min(status.st_size, _MAX_BYTES))
         finally:
             os.close(fd)
     except FileNotFoundError:

@@ -84,6 +84,14 @@ def test_a_record_is_read_as_it_was_written(folder: Folder, changes: dict[str, A
     assert read(path) == record
 
 
+def test_the_longest_command_there_can_be_is_read_as_it_was_written(folder: Folder) -> None:
+    """Six MiB, with an unlimited stack; what is no UTF-8 is written as an escape."""
+    path, fd = folder
+    record = make_record(command=("echo", *["\\xff" * 120_000] * 50))
+    write_record(fd, record)
+    assert read(path) == record
+
+
 def test_a_record_is_json_that_a_person_can_read(folder: Folder) -> None:
     path, fd = folder
     write_record(fd, make_record())
