@@ -15,6 +15,7 @@ from craterun.core.request import Request, with_defaults
 from craterun.core.spec import Spec
 from craterun.core.units import parse_env_file
 from craterun.linux.fd import Fd
+from craterun.supervisor.threads import in_thread
 
 _READ_BYTES = 64 * 1024
 _MAX_ENV_FILE_BYTES = 8 * 1024 * 1024
@@ -131,7 +132,7 @@ async def feed(target: Fd, text: str, file: Fd | None) -> None:
             if file is None:
                 await stream.send_all(text.encode("utf-8", "surrogatepass"))
                 return
-            while data := await trio.to_thread.run_sync(os.read, file.fileno(), _READ_BYTES):
+            while data := await in_thread(os.read, file.fileno(), _READ_BYTES):
                 await stream.send_all(data)
         except trio.BrokenResourceError:
             return

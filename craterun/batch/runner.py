@@ -39,6 +39,7 @@ from craterun.core.errors import (
 from craterun.core.restart import pause_before
 from craterun.core.spec import Spec
 from craterun.linux.fd import Fd
+from craterun.supervisor.threads import in_thread
 
 logger = logging.getLogger("craterun")
 
@@ -262,7 +263,7 @@ class Batch:
             ids = ledger.killed_ids(job.key or None, line.number)
             return next((found for found in ids if earlier.exists(store, found[1])), None)
 
-        return await trio.to_thread.run_sync(last)
+        return await in_thread(last)
 
     # --- one attempt ------------------------------------------------------------------------------
 
@@ -277,7 +278,7 @@ class Batch:
                 if outcome is not None:
                     return outcome
             if job.env_file:
-                env = await trio.to_thread.run_sync(read_env_files, job)
+                env = await in_thread(read_env_files, job)
                 spec = msgspec.structs.replace(spec, env={**env, **spec.env})
                 spec.check()
             file = open_input(job)
@@ -354,7 +355,7 @@ class Batch:
             error=printable(record.error) if record.error else None,
             container=container_id,
             record=record,
-            head=await trio.to_thread.run_sync(earlier.read_head, store, record, limit),
+            head=await in_thread(earlier.read_head, store, record, limit),
             adopted=True,
         )
 
@@ -416,6 +417,6 @@ class Batch:
         store = self._host.store
         if earlier.exists(store, container_id):
             try:
-                await trio.to_thread.run_sync(earlier.remove, store, container_id)
+                await in_thread(earlier.remove, store, container_id)
             except CraterunError as error:
                 self._complain(str(error))

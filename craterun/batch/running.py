@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import trio
 
@@ -13,8 +13,14 @@ from craterun.core.errors import ContainerNotRunningError, CraterunError
 from craterun.core.life import ExitStatus, Record
 from craterun.core.spec import Spec
 from craterun.linux.fd import Fd
+from craterun.linux.shortage import is_no_thread
 from craterun.state.loghead import Head
 from craterun.state.store import Store
+
+T = TypeVar("T")
+
+_NO_THREAD_SECONDS = 1.0
+"""Of what a container that ends would make room, nobody tells."""
 
 
 class Started(Protocol):
@@ -112,10 +118,8 @@ class Earlier:
 
         :raises CraterunError: it does not go away
         """
-        # A limiter of its own: a thread for each waits as long as the container runs.
-        return await trio.to_thread.run_sync(
+        return await _in_own_thread(
             lambda: earlier.outcome_of(self._store, self._id, wait=wait),
-            limiter=trio.CapacityLimiter(1),
         )
 
     async def stop(self) -> None:
@@ -133,12 +137,23 @@ class Earlier:
     async def _end(self, function: Callable[[Store, str], None]) -> None:
         self._ended = True
         try:
-            await trio.to_thread.run_sync(
-                function, self._store, self._id, limiter=trio.CapacityLimiter(1)
-            )
+            await _in_own_thread(lambda: function(self._store, self._id))
         except CraterunError:
             return  # it has ended, which whoever waits for it learns
 
     def was_ended(self, record: Record) -> bool:
         """Whether it was asked to end. It may have done so by itself in the same moment."""
         return self._ended and record.exit_code != 0
+
+
+async def _in_own_thread(function: Callable[[], T]) -> T:
+    """In one beside all limits, since it waits as long as the container runs. Where none can be
+    started, as soon as one can: in place, it would hold up all other jobs.
+    """
+    while True:
+        try:
+            return await trio.to_thread.run_sync(function, limiter=trio.CapacityLimiter(1))
+        except RuntimeError as error:
+            if not is_no_thread(error):
+                raise
+        await trio.sleep(_NO_THREAD_SECONDS)

@@ -25,10 +25,19 @@ class BenchError(CraterunError):
     """A contender or a precondition failed; the message says which and how."""
 
 
+_received: list[int] = []
+"""Signals that were to end this process."""
+
+
 def exit_on_signals() -> None:
-    """Turn SIGTERM and SIGHUP into SystemExit, so that clean-up code runs."""
+    """Turn SIGTERM and SIGHUP into SystemExit, so that clean-up code runs.
+
+    Where that comes up in what may not fail, as in a finalizer, Python only
+    prints it; so `settle` asks as well.
+    """
 
     def leave(number: int, _frame: FrameType | None) -> None:
+        _received.append(number)
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, leave)
@@ -159,6 +168,8 @@ def settle(idle: float = 0.9, limit: float = 10.0) -> None:
         fields = [int(x) for x in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
         return fields[3] + fields[4], sum(fields)
 
+    if _received:
+        raise SystemExit(128 + _received[0])
     deadline = time.monotonic() + limit
     before = sample()
     while time.monotonic() < deadline:

@@ -70,7 +70,14 @@ def _in_background(start: Start, root: str) -> str:
     sys.stdout.flush()
     sys.stderr.flush()
     # Nothing has been imported yet that has threads or an event loop, so that a fork is sound.
-    if os.fork() == 0:
+    try:
+        pid = os.fork()
+    except OSError:
+        from craterun.linux.shortage import explained  # which those who succeed need not wait for
+
+        with explained("start a supervisor in the background"):
+            raise
+    if pid == 0:
         try:
             os.close(reader)
             _become_daemon(writer)
@@ -81,7 +88,13 @@ def _in_background(start: Start, root: str) -> str:
     with open(reader, "rb") as pipe:
         content = pipe.read()
     if not content:
-        raise CraterunError("the background supervisor died before the command was started")
+        from craterun.linux.shortage import killed
+
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        fate = killed(-code) if code < 0 else f"exit code {code}"
+        raise CraterunError(
+            f"the background supervisor died before the command was started ({fate})"
+        )
     report = msgspec.json.decode(content, type=_Report)
     if report.error:
         raise _ReportedError(report.error, report.exit_code)
@@ -102,24 +115,24 @@ def _become_daemon(keep: int) -> None:
 
 
 def _supervise(start: Start, root: str) -> None:
-    from craterun.keeper.spawn import spawn_keeper
-
-    keeper = spawn_keeper()
-    with uninterrupted():
-        import trio
-
-        from craterun.supervisor.link import KeeperLink
-        from craterun.supervisor.main import Supervisor
-
     def report(what: _Report) -> None:
         os.write(3, msgspec.json.encode(what))
         os.close(3)
 
-    async def main() -> None:
-        async with Supervisor(root, link=KeeperLink(*keeper)) as supervisor:
-            report(_Report(result=await start(supervisor)))
-
     try:
+        from craterun.keeper.spawn import spawn_keeper
+
+        keeper = spawn_keeper()
+        with uninterrupted():
+            import trio
+
+            from craterun.supervisor.link import KeeperLink
+            from craterun.supervisor.main import Supervisor
+
+        async def main() -> None:
+            async with Supervisor(root, link=KeeperLink(*keeper)) as supervisor:
+                report(_Report(result=await start(supervisor)))
+
         trio.run(main)
     except CraterunError as error:
         report(_Report(error=str(error), exit_code=error.exit_code))

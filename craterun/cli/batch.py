@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import stat
 from dataclasses import fields
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from craterun.cli.uninterrupted import uninterrupted
 from craterun.core.errors import UsageError, printable
 from craterun.core.spec import HOST_ROOTFS
 from craterun.core.units import format_bytes, parse_bytes, parse_env
+from craterun.linux.fd import require_files_for
 from craterun.serve import desk
 from craterun.state.store import default_root
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from craterun.cli.batchrun import Ends
     from craterun.serve.jobs import Desk
 
-_DESCRIPTORS_EACH = 8
-_DESCRIPTORS_BESIDES = 64
 _MAX_RETRIES = 1000
 """After a crash, each container that a job could have got is looked for."""
 _MAX_CAPTURE_BYTES = 64 * 1024 * 1024
@@ -301,13 +299,7 @@ def _jobs(asked: int | None) -> int:
         return len(os.sched_getaffinity(0))
     if asked < 1:
         raise UsageError(f"--jobs {asked} is too few: give 1 or more")
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    needed = asked * _DESCRIPTORS_EACH + _DESCRIPTORS_BESIDES
-    if needed > most != resource.RLIM_INFINITY:
-        raise UsageError(
-            f"--jobs {asked} needs {needed} open files, and the hard limit is {most}; give fewer, "
-            "or raise it with: ulimit -Hn"
-        )
+    require_files_for(asked, "--jobs")
     return asked
 
 

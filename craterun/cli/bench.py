@@ -6,9 +6,10 @@ import os
 import sys
 
 from craterun.cli import typed
-from craterun.core.errors import UsageError
+from craterun.core.errors import CraterunError, UsageError, printable
 from craterun.core.limits import Limits
 from craterun.core.spec import HOST_ROOTFS, Spec
+from craterun.linux.fd import require_files_for
 from craterun.state.store import default_root
 
 _PEERS = ("crun", "runc", "bwrap", "podman")
@@ -80,16 +81,12 @@ def bench(
         log_mebibytes=_mebibytes(log_size),
     )
     options.spec.check()
+    require_files_for(min(max(options.jobs), count), "--jobs")
     if plot is not None:
         _check_plot(plot)
     become_root()
     exit_on_signals()
     report = measure(options, (lambda _: None) if quiet else complain)
-    if plot is not None:
-        from craterun.bench.plot import plot as draw
-
-        with open(plot, "w", encoding="utf-8") as file:
-            file.write(draw(report))
     if form == "json":
         import msgspec
 
@@ -100,6 +97,17 @@ def bench(
         print(text(report))
     for name, reason in (report.missing | report.failed).items():
         complain(f"{name} was not measured: {reason}")
+    if plot is not None:  # after what was measured is told, whatever becomes of it
+        from craterun.bench.plot import plot as draw
+
+        sys.stdout.flush()
+        try:
+            with open(plot, "w", encoding="utf-8") as file:
+                file.write(draw(report))
+        except OSError as error:
+            raise CraterunError(
+                f"--plot {printable(plot)}: {os.strerror(error.errno or 0)}"
+            ) from error
     return 125 if report.failed else 0
 
 
@@ -142,6 +150,8 @@ def _check_plot(path: str) -> None:
     if not path.endswith(".svg"):
         raise UsageError(f"--plot writes SVG: give a name that ends in .svg, and not {path}")
     directory = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path):
+        raise UsageError(f"--plot {path} is a directory")
     if not os.access(path if os.path.exists(path) else directory, os.W_OK):
         raise UsageError(
             f"--plot {path} cannot be written: check the directory and its permissions"

@@ -20,6 +20,7 @@ import trio
 
 from craterun.linux.fd import Fd
 from craterun.supervisor.express import CHUNK_BYTES
+from craterun.supervisor.threads import in_thread
 
 if TYPE_CHECKING:
     from craterun.supervisor.reader import LogReader
@@ -197,7 +198,7 @@ async def read_stdin(number: int = 0) -> bytes:
         # a regular file, which is always readable.
         await trio.lowlevel.wait_readable(number)
     except PermissionError:
-        return await trio.to_thread.run_sync(os.read, number, _READ_BYTES)
+        return await in_thread(os.read, number, _READ_BYTES)
     return os.read(number, _READ_BYTES)
 
 

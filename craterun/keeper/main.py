@@ -22,8 +22,6 @@ def main(fd: int, takeover: list[str]) -> None:
     :param fd: inherited socket to the supervisor
     :param takeover: command that starts another supervisor; the number of its socket is appended
     """
-    # Away from the user's terminal: Ctrl-C there is the supervisor's to interpret.
-    os.setsid()
     for number in range(1, 65):
         try:
             _signal.signal(number, _signal.SIG_DFL)

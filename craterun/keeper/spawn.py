@@ -95,6 +95,8 @@ def _spawn() -> SpawnedKeeper:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
+            # From the first instant on, what a terminal sends is not for the keeper.
+            start_new_session=True,
             # Resolve every symbol now, once, and not in each child at its first use.
             env={**os.environ, "LD_BIND_NOW": "1"},
         )

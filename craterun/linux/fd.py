@@ -6,6 +6,11 @@ import os
 import resource
 import warnings
 
+from craterun.core.errors import UsageError
+
+_FILES_EACH = 8
+_FILES_BESIDES = 64
+
 
 class Fd:
     """Owns a descriptor: closes it once, or hands it over with `take`.
@@ -65,3 +70,18 @@ def is_plentiful(number: int) -> bool:
     """Whether there are enough descriptors for one that was just opened to be kept."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return number < limit - reserved_files(limit) // 2
+
+
+def require_files_for(containers: int, option: str) -> None:
+    """Check that so many containers may be started and looked after at once by one process.
+
+    :param option: how they were asked for
+    :raises UsageError: the hard limit of open files is too low for that
+    """
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    needed = containers * _FILES_EACH + _FILES_BESIDES
+    if needed > most != resource.RLIM_INFINITY:
+        raise UsageError(
+            f"{option} {containers} needs {needed} open files, and the hard limit is {most}; give "
+            "fewer, or raise it with: ulimit -Hn"
+        )

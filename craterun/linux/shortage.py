@@ -59,7 +59,8 @@ def cause(errno: int, *, pid: int = 0, namespaces: int = 0, mounting: bool = Fal
         # A tree of mounts that is attached nowhere yet counts as a namespace, too.
         return (
             f"the limit on mount namespaces ({_sysctl('user.max_mnt_namespaces')}) or that on "
-            f"mounts in one ({_sysctl('fs.mount-max')}) is reached; raise it with: sysctl -w"
+            f"mounts in one ({_sysctl('fs.mount-max')}) is reached; raise it with: sysctl -w "
+            "fs.mount-max=…"
         )
     if errno == e.ENOMEM:
         return memory(pid)
@@ -101,12 +102,23 @@ def processes(pid: int = 0) -> str:
     for path, most in _full_pids_cgroups(pid):
         return f"the cgroup {printable(path)} has as many processes as its pids.max allows: {most}"
     user = _limit(pid, resource.RLIMIT_NPROC)
-    if os.geteuid() != 0 and user >= 0:
+    if user >= 0 and not _is_exempt():
         return f"this user may have {user} processes and threads (ulimit -u), here and elsewhere"
     return (
         "a limit on processes is reached: "
         f"{_sysctl('kernel.threads-max')}, {_sysctl('kernel.pid_max')}, or a pids cgroup's"
     )
+
+
+def _is_exempt() -> bool:
+    """Whether RLIMIT_NPROC does not hold for us: not for root (getrlimit(2)), if that is the host's
+    and not only that of our user namespace.
+    """
+    try:
+        inside, outside, _ = map(int, _text("/proc/self/uid_map").splitlines()[0].split())
+    except (OSError, ValueError, IndexError):
+        return False
+    return os.getuid() == 0 and inside == outside == 0
 
 
 def _full_pids_cgroups(pid: int) -> Iterator[tuple[str, int]]:

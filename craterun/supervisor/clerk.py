@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from craterun.linux.shortage import is_no_thread
+from craterun.supervisor.threads import in_thread
 
 T = TypeVar("T")
 
@@ -77,14 +77,7 @@ class Clerk:
                 await self._called.park()
             jobs = list(self._waiting)
             self._waiting.clear()
-            try:
-                await trio.to_thread.run_sync(_do_all, jobs)
-            except RuntimeError as error:
-                if not is_no_thread(error):
-                    raise
-                # At the limit on processes: better the event loop waits for a disk than nothing is
-                # recorded any more.
-                _do_all(jobs)
+            await in_thread(_do_all, jobs)
             for job in jobs:
                 job.done.set()
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
-import trio
 
 from craterun.core.errors import (
     ContainerNotRunningError,
@@ -26,6 +25,7 @@ from craterun.linux.rootfs import look_up_user
 from craterun.linux.userns import same_user_namespace
 from craterun.supervisor.execution import Execution
 from craterun.supervisor.lives import refusal
+from craterun.supervisor.threads import in_thread
 
 if TYPE_CHECKING:
     from craterun.core.execspec import ExecSpec
@@ -134,7 +134,7 @@ async def launch(services: Services, prepared: Prepared, spec: ExecSpec) -> Exec
             raise
     except BaseException as error:
         if group:
-            await trio.to_thread.run_sync(emptying.end, [group])
+            await in_thread(emptying.end, [group])
         if isinstance(error, KernelRefusedError | ContainerNotRunningError) and is_exiting(
             prepared.process.pid
         ):

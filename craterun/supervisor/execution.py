@@ -25,6 +25,7 @@ from craterun.supervisor.chronicle import COMMAND_CHARACTERS
 from craterun.supervisor.express import CHUNK_BYTES
 from craterun.supervisor.pumps import DRAIN_SECONDS
 from craterun.supervisor.terminal import Terminal
+from craterun.supervisor.threads import in_thread
 
 if TYPE_CHECKING:
     from craterun.core.execspec import ExecSpec
@@ -183,9 +184,9 @@ class Execution:
         was_ended = self._was_ended or self._launched.status is None
         with trio.CancelScope(shield=True):
             if was_ended:
-                await trio.to_thread.run_sync(emptying.end, [self._group], emptying.PATIENT_SECONDS)
+                await in_thread(emptying.end, [self._group], emptying.PATIENT_SECONDS)
             else:
-                await trio.to_thread.run_sync(emptying.dissolve, self._group)
+                await in_thread(emptying.dissolve, self._group)
         self._group = ""
 
 

@@ -34,8 +34,6 @@ from craterun.supervisor.preparation import Preparation, Prepared
 from craterun.supervisor.services import Services
 
 if TYPE_CHECKING:
-    from trio_typing import TaskStatus
-
     from craterun.core.execspec import ExecSpec
 
 logger = logging.getLogger("craterun")
@@ -99,8 +97,10 @@ class Supervisor:
     async def _serve(self, services: Services) -> AsyncIterator[None]:
         try:
             async with services.serving(), trio.open_nursery() as outer:
-                leaving = trio.Event()
-                await outer.start(self._host, leaving)
+                begun, leaving = trio.Event(), trio.Event()
+                outer.start_soon(self._host, begun, leaving)
+                with trio.CancelScope(shield=True):
+                    await begun.wait()
                 try:
                     async with trio.open_nursery() as self._tasks:
                         try:
@@ -114,7 +114,7 @@ class Supervisor:
             self._services = None
             cgroup.remove_parents(self.facts)
 
-    async def _host(self, leaving: trio.Event, task_status: TaskStatus[None]) -> None:
+    async def _host(self, begun: trio.Event, leaving: trio.Event) -> None:
         """The containers' tasks, until the last one has ended after ``leaving``.
 
         Shielded: to be cancelled only means SIGKILL for the containers, and everything that follows
@@ -124,7 +124,7 @@ class Supervisor:
             guard.start_soon(self._kill_when_cancelled)
             with trio.CancelScope(shield=True):
                 async with trio.open_nursery() as self._hosted:
-                    task_status.started()
+                    begun.set()
                     await leaving.wait()
             guard.cancel_scope.cancel()
 

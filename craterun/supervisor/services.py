@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 import trio
 
@@ -15,9 +14,6 @@ from craterun.supervisor.clerk import Clerk
 from craterun.supervisor.link import KeeperLink
 from craterun.supervisor.oom import OomMonitor
 from craterun.supervisor.readiness import Readiness
-
-if TYPE_CHECKING:
-    from trio_typing import TaskStatus
 
 
 class Services:
@@ -53,22 +49,26 @@ class Services:
         They must outlive every container's last news and last record, so they end with the block
         and not by whatever cancels the caller. Afterwards the keeper has gone and is reaped.
         """
-        scope = trio.CancelScope(shield=True)
+        scope, begun = trio.CancelScope(shield=True), trio.Event()
 
         # Ctrl-C, where a program leaves it to trio, ends what the program does and not this.
         @trio.lowlevel.enable_ki_protection
-        async def serve(task_status: TaskStatus[None]) -> None:
+        async def serve() -> None:
             with scope:
                 async with trio.open_nursery() as self.tasks:
                     self.tasks.start_soon(self.link.serve)
                     self.tasks.start_soon(self.clerk.serve)
                     self.tasks.start_soon(self.oom.serve)
                     self.tasks.start_soon(self.ready.serve)
-                    task_status.started()
+                    begun.set()
 
         try:
             async with trio.open_nursery() as outer:
-                await outer.start(serve)
+                # Not Nursery.start: if the caller is cancelled already, that waits for a task to
+                # end by this, which one that is shielded does not.
+                outer.start_soon(serve)
+                with trio.CancelScope(shield=True):
+                    await begun.wait()
                 try:
                     yield
                 finally:

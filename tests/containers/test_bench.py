@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_mistakes_are_told_at_once(
     assert result.stderr.count(b"\n") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_benchmark_leaves_nothing(
     rootfs: Path, state_root: Path, number: int
 ) -> None:
@@ -99,3 +100,40 @@ def test_an_interrupted_benchmark_leaves_nothing(
         process.send_signal(number)
         assert process.wait(60) in {130, 128 + number}
     assert [p.name for p in state_root.iterdir() if p.name.startswith(".bench")] == []
+
+
+def test_what_cannot_be_measured_is_said_beside_what_was(
+    craterun: CommandLine, rootfs: Path, tmp_path: Path
+) -> None:
+    """No producer for the log, no room for the picture."""
+    (rootfs / "bin/dd").unlink()
+    (tmp_path / "full.svg").symlink_to("/dev/full")
+    small = ("--count", "2", "--rounds", "1", "--jobs", "1", "--log-size", "1m")
+    options = ("--rootfs", str(rootfs), "--format", "json", "--quiet")
+    result = craterun("bench", *small, *options, "--plot", str(tmp_path / "full.svg"))
+    report = report_of(result.stdout)
+    assert len(report.levels[0].per_second["craterun"]) == 1
+    assert "'dd' not found" in report.failed["log"]
+    assert result.returncode == 125
+    assert b"full.svg: No space left on device" in result.stderr
+    assert b"Traceback" not in result.stderr
+    (tmp_path / "folder.svg").mkdir()
+    result = craterun("bench", "--plot", str(tmp_path / "folder.svg"))
+    assert (result.returncode, b"is a directory" in result.stderr) == (125, True)
+
+
+def test_several_containers_that_do_not_fit_are_one_complaint(
+    craterun: CommandLine, rootfs: Path
+) -> None:
+    options = ("--rootfs", str(rootfs), "--quiet", "--log-size", "0", "--rounds", "1")
+    few = resource.RLIMIT_NOFILE, (128, 128)
+    result = craterun(
+        *("bench", *options, "--count", "50", "--jobs", "50"),
+        preexec_fn=lambda: resource.setrlimit(*few),
+    )
+    assert (result.returncode, result.stderr.count(b"\n")) == (125, 1), result.stderr
+    assert b"--jobs 50 needs 464 open files, and the hard limit is 128" in result.stderr
+    inside = ("--", "sh", "-c", "sleep 0.1; exit 3")
+    result = craterun("bench", *options, "--count", "4", "--jobs", "4", *inside)
+    assert (result.returncode, result.stderr.count(b"\n")) == (125, 1), result.stderr
+    assert b"ended with" in result.stderr

@@ -7,6 +7,7 @@ applies: its own limit on open files, a pids or memory cgroup, the sysctls of a 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -22,9 +23,11 @@ from craterun.core.errors import KernelRefusedError
 from craterun.linux import cgroup
 from craterun.linux.host import hierarchies
 from craterun.linux.proc import parse_mountinfo
+from tests.conftest import cli_environment
 from tests.containers import helpers
 from tests.containers.helpers import Gate, read_line, wait_exit
 from tests.containers.host_limits_helpers import PRELUDE, in_user_namespace, program
+from tests.leaks import reap_orphans
 
 cli = helpers.cli
 make_gate = helpers.make_gate
@@ -145,6 +148,59 @@ def test_a_pids_cgroup_around_supervisor_and_keeper(
     assert no_thread.startswith("cannot start the container: ")
     assert f"the cgroup {own_cgroup} has" in no_thread
     assert cgroups == []
+
+
+@pytest.mark.parametrize("own_cgroup", ["pids"], indirect=True)
+def test_in_the_background_the_cause_is_told_as_well(
+    own_cgroup: Path, cli: helpers.Cli, rootfs: Path
+) -> None:
+    for most in range(1, 12):
+        (own_cgroup / "pids.max").write_text(str(most))
+        command = cli.command(
+            "--no-serve", "run", "--detach", "--rootfs", str(rootfs), "--", "true"
+        )
+        finished = subprocess.run(
+            [*into(own_cgroup), *command],
+            env=cli_environment(cli.state_root),
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+        said = finished.stderr.decode()
+        if finished.returncode == 0:
+            break
+        assert f"the cgroup {own_cgroup} has as many processes" in said, (most, said)
+        assert said.count("\n") == 1
+        assert cli.ids() == set()
+        # A daemon is ours to be reaped, and counts until then.
+        while (own_cgroup / "pids.current").read_text() != "0\n":
+            reap_orphans()
+    assert most > 2
+    cli.ok("wait", *cli.ids())
+
+
+@pytest.mark.parametrize("own_cgroup", ["pids"], indirect=True)
+@pytest.mark.parametrize("most", [3, 4, 5])
+def test_a_batch_among_few_processes_has_a_result_for_every_job(
+    own_cgroup: Path, cli: helpers.Cli, rootfs: Path, tmp_path: Path, most: int
+) -> None:
+    (own_cgroup / "pids.max").write_text(str(most))
+    (tmp_path / "jobs").write_text('{"command": ["true"]}\n' * 24)
+    options = ("--jobs", "8", "--rm", "--quiet", "--rootfs", str(rootfs))
+    finished = subprocess.run(
+        [*into(own_cgroup), *cli.command("--no-serve", "batch", str(tmp_path / "jobs"), *options)],
+        env=cli_environment(cli.state_root),
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
+    results = [json.loads(line) for line in finished.stdout.splitlines()]
+    if finished.returncode == 125:  # it could not even begin
+        assert (results, finished.stderr.count(b"\n")) == ([], 1), finished
+    else:
+        assert sorted(result["line"] for result in results) == list(range(1, 25)), finished
+        assert {result["failure"] for result in results} <= {None, "error"}
+    assert cli.ids() == set()
 
 
 SUCCESSOR_HAS_TO_WAIT = """

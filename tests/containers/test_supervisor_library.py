@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -370,3 +371,24 @@ async def test_a_supervisor_that_ran_nothing_leaves_nothing(state_root: Path) ->
     async with Supervisor(state_root):
         pass
     assert ids(state_root) == []
+
+
+_ENTERED_LATE = """
+import sys
+import trio
+from craterun import Supervisor
+
+async def main(seconds):
+    with trio.CancelScope() as scope:
+        scope.deadline = trio.current_time() + seconds
+        async with Supervisor(sys.argv[1]):
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+
+for seconds in (-1, 0, 0.0002, 0.001, 0.003, 0.01):
+    trio.run(main, seconds)
+"""
+
+
+def test_entering_it_while_cancelled_ends_and_leaves_no_keeper(state_root: Path) -> None:
+    subprocess.run([sys.executable, "-c", _ENTERED_LATE, state_root], timeout=60, check=True)

@@ -132,3 +132,26 @@ def test_the_last_descriptors_are_kept_for_what_runs(limit: int) -> None:
                 shortage.require_room(number, others)
         assert is_plentiful(last + 1), "what runs may take more of them than what is to start"
         assert not is_plentiful(limit - 1)
+
+
+@pytest.mark.parametrize(
+    ("uid_map", "exempt"),
+    [
+        ("         0          0 4294967295\n", True),
+        ("         0      54321          1\n", False),
+        ("         0     100000      65536\n", False),
+        ("", False),
+    ],
+)
+def test_a_limit_on_a_users_processes_is_named_to_all_but_the_hosts_root(
+    monkeypatch: pytest.MonkeyPatch, uid_map: str, exempt: bool
+) -> None:
+    """Root in a user namespace is somebody else outside."""
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    monkeypatch.setattr(shortage, "_full_pids_cgroups", lambda _: [])
+    monkeypatch.setattr(shortage, "_limit", lambda *_: 7)
+    read = shortage._text
+    monkeypatch.setattr(
+        shortage, "_text", lambda path: uid_map if path == "/proc/self/uid_map" else read(path)
+    )
+    assert ("this user may have 7 processes" in shortage.processes()) != exempt
