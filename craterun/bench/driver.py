@@ -6,15 +6,13 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from craterun import __version__
-from craterun.bench.ground import BenchError, filesystem_of, settle
+from craterun.bench.ground import BenchError, filesystem_of, scratch, settle
 from craterun.bench.measure import Run, log_rate, percentile_values, producer, run_many
 from craterun.bench.peers import Bench, Contender, Limits, peers
 from craterun.bench.report import Level, Percentiles, Report
@@ -53,18 +51,9 @@ def measure(options: Options, tell: Callable[[str], None]) -> Report:
     :param tell: is called with a line for each run
     :raises CraterunError: craterun itself cannot run these containers
     """
-    with _work(options.root) as work:
+    os.makedirs(options.root, mode=0o700, exist_ok=True)
+    with scratch(".bench-", options.root) as work:
         return _Benchmark(options, work, tell).report()
-
-
-@contextmanager
-def _work(root: str) -> Iterator[Path]:
-    os.makedirs(root, mode=0o700, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".bench-", dir=root))
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work)
 
 
 class _Benchmark:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -101,6 +102,25 @@ def own_cgroup(name: str) -> Iterator[str]:
         yield name
     finally:
         remove_trees([hierarchy / name for hierarchy in hierarchies()])
+
+
+@contextlib.contextmanager
+def scratch(prefix: str, place: str) -> Iterator[Path]:
+    """Make a directory that is removed at the end, whatever is still being
+    written there: podman cleans up in processes that outlive it."""
+    path = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+    try:
+        yield path
+    finally:
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                shutil.rmtree(path)
+                break
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise BenchError(f"{path} cannot be removed: {error}") from error
+                time.sleep(0.1)
 
 
 def fresh(work: Path, name: str) -> Path:

@@ -12,13 +12,12 @@ import os
 import resource
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from craterun.bench.ground import CGROUP_ROOT, fresh, own_cgroup, session
+from craterun.bench.ground import CGROUP_ROOT, fresh, own_cgroup, scratch, session
 
 V2_MOUNT = CGROUP_ROOT / "unified"
 
@@ -279,9 +278,9 @@ class Podman(Contender):
         with (
             own_cgroup(own_name(self.name)) as cgroup,
             # It refuses paths of more than 50 characters here.
-            tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as runroot,
+            scratch("bench-", "/tmp") as runroot,
         ):
-            command = [self.program, "--root", f"{work}/root", "--runroot", runroot]
+            command = [self.program, "--root", f"{work}/root", "--runroot", str(runroot)]
             command += ["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "run", "--rm"]
             command += ["--name", "@", "--network", "none", "--log-driver", "k8s-file"]
             command += ["--cgroup-parent", f"/{cgroup}", *_modest_ulimits(), *_podman(bench.limits)]

@@ -10,7 +10,7 @@ from craterun.bench.report import PHASES, US, WHOLES, Percentiles, Report
 
 COLOURS = ("#2563eb", "#ea580c", "#16a34a", "#9333ea", "#64748b", "#be123c", "#0891b2")
 WIDTH, HEIGHT = 520, 380
-_LEFT, _TOP, _BOTTOM, _RIGHT = 64, 66, 52, 20
+_LEFT, _TOP, _BOTTOM, _RIGHT = 64, 66, 52, 34
 _STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#334155}"
     ".title{font-size:15px;font-weight:600;fill:#0f172a}"
