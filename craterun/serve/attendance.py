@@ -15,7 +15,7 @@ from craterun.serve.hello import BrokenClientError, Hello, Incoming, close_all, 
 from craterun.serve.jobs import Answer, Code, Decline, HandOver, Start
 from craterun.serve.lending import Lender, Loan
 from craterun.serve.loans import Launch, Signal
-from craterun.serve.workers import SpawnerDiedError, Worker, Workers
+from craterun.serve.workers import NoWorkerError, Worker, Workers
 
 _PENDING_SIGNALS = 64
 _PASSED_ON = frozenset(
@@ -116,7 +116,7 @@ class Attendance:
         self._reply(frames.reply(frames.ACCEPTED))
         try:
             self._worker = await self._house.workers.take()
-        except SpawnerDiedError:
+        except NoWorkerError:
             return frames.reply(frames.DECLINED, 1)
         reply = None
         try:

@@ -16,6 +16,7 @@ import trio
 from craterun.client import local
 from craterun.core.spec import Spec
 from craterun.linux.hostwatch import HostWatch
+from craterun.linux.shortage import require_room
 from craterun.serve import frames
 from craterun.serve.attendance import Attendance, Peer
 from craterun.serve.hello import (
@@ -40,6 +41,8 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _UNFINISHED_BYTES = 64 * 1024 * 1024
 _FDS_PER_CLIENT = 16
 """Connection, streams, directory, worker, and what a container takes; generously."""
+_FDS_TO_COME = 6
+"""Of a client that has just been let in: streams, directory, and the two of a worker."""
 _MAX_CLIENTS = 4096
 _GOODBYE_SECONDS = 5.0
 """How long, at the end, a reader may take for the last output of a container that was stopped."""
@@ -102,6 +105,7 @@ class Server:
         self._containers: dict[str, Container] = {}
         self._beginning = 0
         self._clients = 0
+        self._greeting = 0
         self._attendances: set[Attendance] = set()
         self._change = trio.Event()
         self._ending = trio.Event()
@@ -172,13 +176,24 @@ class Server:
                 # Who waits goes on waiting, and so the socket stays readable: not at once.
                 await trio.sleep(_SHORTAGE_SECONDS)
                 continue
-            if _uid_of(client) != os.geteuid() or self._clients >= self._max_clients:
+            if _uid_of(client) != os.geteuid() or not self._has_room(client.fileno()):
                 client.close()  # it goes on without us
                 continue
             client.setblocking(False)
             self._clients += 1
             self._note_change()
             self._tasks.start_soon(self._attend, client)
+
+    def _has_room(self, number: int) -> bool:
+        """Whether one more client leaves those descriptors alone that containers need.
+
+        :param number: of the last one that was opened for it
+        """
+        try:
+            require_room(number, _FDS_TO_COME * (self._greeting + 1))
+        except OSError:
+            return False
+        return self._clients < self._max_clients
 
     async def _attend(self, sock: socket.socket) -> None:
         incoming = Incoming(sock)
@@ -195,8 +210,12 @@ class Server:
             self._note_change()
 
     async def _serve_client(self, sock: socket.socket, incoming: Incoming) -> None:
-        with trio.fail_after(HELLO_SECONDS):
-            payload = await incoming.receive(frames.MAX_HELLO_BYTES, self._budget)
+        self._greeting += 1
+        try:
+            with trio.fail_after(HELLO_SECONDS):
+                payload = await incoming.receive(frames.MAX_HELLO_BYTES, self._budget)
+        finally:
+            self._greeting -= 1
         if payload is None:
             return
         hello = decode_hello(payload)

@@ -7,6 +7,7 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 
 import msgspec
 import trio
@@ -15,18 +16,20 @@ from craterun.core.errors import CraterunError
 from craterun.core.life import ExitStatus
 from craterun.linux.fd import Fd
 from craterun.serve import frames
-from craterun.serve.hello import BrokenClientError, Incoming
+from craterun.serve.hello import BrokenClientError, Incoming, close_all
 from craterun.serve.jobs import MESSAGE_BYTES, Born, Ended, FromSpawner, FromWorker
 
 _READY = 2
+_BORN_FDS = 2
+"""A worker's socket and its pidfd."""
 _FORK = b"fork"
 _MAX_MESSAGE_BYTES = 2 * frames.MAX_HELLO_BYTES
 _spawner_decoder = msgspec.msgpack.Decoder(FromSpawner)
 _worker_decoder = msgspec.msgpack.Decoder(FromWorker)
 
 
-class SpawnerDiedError(CraterunError):
-    """There are no workers any more."""
+class NoWorkerError(CraterunError):
+    """There is no process for a command: the spawner has died, or something is short."""
 
 
 class Worker:
@@ -85,6 +88,21 @@ class Worker:
         self._pidfd.close()
 
 
+class _Place:
+    """In the line of those who wait for a worker.
+
+    :ivar settled: there is a ``worker``, or there will be none
+    """
+
+    def __init__(self) -> None:
+        self.settled = trio.Event()
+        self.worker: Worker | None = None
+
+    def settle(self, worker: Worker | None) -> None:
+        self.worker = worker
+        self.settled.set()
+
+
 class Workers:
     """Keeps some workers ready. `serve` runs as long as the server does."""
 
@@ -95,7 +113,7 @@ class Workers:
         self._ready: deque[Worker] = deque()
         self._alive: dict[int, Worker] = {}
         self._ordered = 0
-        self._news = trio.lowlevel.ParkingLot()
+        self._line: deque[_Place] = deque()
         self.dead = False
 
     async def take(self) -> Worker:
@@ -104,12 +122,9 @@ class Workers:
         If it is not the last one, the next is ordered only by `refill`: to fork takes as long as
         many a command, and would take it from this one.
 
-        :raises SpawnerDiedError: there will be none
+        :raises NoWorkerError: there is none, and nothing is gained by waiting for one
         """
-        while not self._ready:
-            self._order()
-            await self._news.park()
-        worker = self._ready.popleft()
+        worker = self._ready.popleft() if self._ready else await self._wait()
         if worker.ended.is_set():  # killed by somebody while it waited
             worker.close()
             return await self.take()
@@ -117,22 +132,41 @@ class Workers:
             self.refill()
         return worker
 
-    def refill(self) -> None:
-        """Have as many ready as there should be."""
-        for _ in range(_READY - len(self._ready) - self._ordered):
-            if not self.dead:
-                self._order()
-
-    def _order(self) -> None:
-        if self.dead:
-            raise SpawnerDiedError("the process that starts commands has died")
+    async def _wait(self) -> Worker:
+        place = _Place()
+        self._line.append(place)
         try:
-            self._socket.send(_FORK, socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            return  # it has more orders than it can take
-        except OSError:
-            raise SpawnerDiedError("the process that starts commands has died") from None
-        self._ordered += 1
+            self._order(len(self._line))
+            await place.settled.wait()
+        finally:
+            if not place.settled.is_set():
+                self._line.remove(place)
+        if place.worker is None:
+            raise NoWorkerError("no process could be had for a command")
+        return place.worker
+
+    def refill(self) -> None:
+        """Have as many ready as there should be. One that cannot be had is not asked for again
+        before the next client has come or gone: there is no room for it, and asking takes time.
+        """
+        with suppress(NoWorkerError):
+            self._order(len(self._line) + _READY - len(self._ready))
+
+    def _order(self, wanted: int) -> None:
+        """See that at least so many are on their way.
+
+        :raises NoWorkerError: the spawner has died
+        """
+        while self._ordered < wanted:
+            try:
+                if self.dead:
+                    raise BrokenPipeError
+                self._socket.send(_FORK, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return  # it has more orders than it can take; `_dispatch` asks again
+            except OSError:
+                raise NoWorkerError("the process that starts commands has died") from None
+            self._ordered += 1
 
     async def serve(self) -> None:
         """Hear of births and deaths, until cancelled or until the spawner dies."""
@@ -141,32 +175,49 @@ class Workers:
                 await trio.lowlevel.wait_readable(self._socket.fileno())
                 try:
                     data, numbers, _, _ = socket.recv_fds(
-                        self._socket, MESSAGE_BYTES, 2, socket.MSG_CMSG_CLOEXEC
+                        self._socket, MESSAGE_BYTES, _BORN_FDS, socket.MSG_CMSG_CLOEXEC
                     )
                 except BlockingIOError:
                     continue
                 if not data:
                     break
-                self._dispatch(_spawner_decoder.decode(data), [Fd(number) for number in numbers])
+                fds = [Fd(number) for number in numbers]
+                try:
+                    self._dispatch(_spawner_decoder.decode(data), fds)
+                finally:
+                    close_all(fds)
         except ConnectionError:
             pass  # it was killed
         finally:
             self.dead = True
             for worker in self._alive.values():
                 worker.ended.set()
-            self._news.unpark_all()
+            while self._line:
+                self._line.popleft().settle(None)
 
     def _dispatch(self, message: FromSpawner, fds: list[Fd]) -> None:
+        """``fds`` that are not taken are the caller's to close."""
         if isinstance(message, Born):
-            worker = Worker(message.pid, socket.socket(fileno=fds[0].take()), fds[1])
             self._ordered -= 1
-            self._alive[message.pid] = worker
-            self._ready.append(worker)
-            self._news.unpark()
+            # Without a free descriptor of ours, they are lost on the way (MSG_CTRUNC). By the
+            # same, the worker's socket has no other end, and so the worker ends.
+            worker = self._welcome(message.pid, fds) if len(fds) == _BORN_FDS else None
+            if self._line:
+                self._line.popleft().settle(worker)
+            elif worker is not None:
+                self._ready.append(worker)
+            with suppress(NoWorkerError):
+                self._order(len(self._line))
         elif isinstance(message, Ended):
-            worker = self._alive.pop(message.pid)
-            worker.status = ExitStatus.from_siginfo(message.code, message.status)
-            worker.ended.set()
+            ended = self._alive.pop(message.pid, None)
+            if ended is not None:
+                ended.status = ExitStatus.from_siginfo(message.code, message.status)
+                ended.ended.set()
+
+    def _welcome(self, pid: int, fds: list[Fd]) -> Worker:
+        sock, pidfd = (fd.take() for fd in fds)
+        worker = self._alive[pid] = Worker(pid, socket.socket(fileno=sock), Fd(pidfd))
+        return worker
 
     def close(self) -> None:
         """End the spawner, and with it all that is left."""
