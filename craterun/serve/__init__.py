@@ -2,7 +2,7 @@
 
 `frames` is what goes over the socket, in a form that the client writes without any import; `hello`
 is the server's strict reading of it. `listener` owns the socket, `workers` the processes that run
-commands, `server` brings them together. What a session of ``run`` is, the command line says
-(`cli.sessions`). A command with many containers stays in its worker and borrows the supervisor for
-them (`borrowing`, `lending`).
+commands, `server` brings them together, and `ending` stops containers at its end. What a session of
+``run`` is, the command line says (`cli.sessions`). A command with many containers stays in its
+worker and borrows the supervisor for them (`borrowing`, `lending`).
 """

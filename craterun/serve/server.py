@@ -13,12 +13,12 @@ from typing import Protocol
 import msgspec
 import trio
 
-from craterun.client import local
 from craterun.core.spec import Spec
 from craterun.linux.hostwatch import HostWatch
 from craterun.linux.shortage import require_room
 from craterun.serve import frames
 from craterun.serve.attendance import Attendance, Peer
+from craterun.serve.ending import stop
 from craterun.serve.hello import (
     HELLO_SECONDS,
     BrokenClientError,
@@ -31,7 +31,6 @@ from craterun.serve.hello import (
 from craterun.serve.jobs import Answer
 from craterun.serve.listener import Listener
 from craterun.serve.workers import Workers
-from craterun.state.store import Store
 from craterun.supervisor.container import Container
 from craterun.supervisor.main import Supervisor
 
@@ -291,12 +290,13 @@ class Server:
         """As ``craterun stop`` does; then see those off who were attached."""
         for attendance in self._attendances:
             attendance.announce_end()
-        store, asked = Store(self.supervisor.store.root), set[str]()
+        asked = set[str]()
         while self._containers or self._beginning:
             # Those that were just being started come later.
-            if ids := [name for name in self._containers if name not in asked]:
-                asked.update(ids)
-                self._tasks.start_soon(trio.to_thread.run_sync, local.stop, store, ids)
+            for container in self._containers.values():
+                if container.id not in asked:
+                    asked.add(container.id)
+                    self._tasks.start_soon(stop, container, self.supervisor.store)
             await self._wait_change()
         with trio.move_on_after(_GOODBYE_SECONDS):
             while any(attendance.is_attached for attendance in self._attendances):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import resource
+import signal
 from pathlib import Path
 
 from tests.containers import helpers
-from tests.containers.helpers import SLEEP, Cli, Live
+from tests.containers.helpers import SLEEP, Cli, Live, read_line
 from tests.serving import Server, serving
 
 cli = helpers.cli
+OBLIGING = ("sh", "-c", "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.1; done")
 NOTHING_IS_FREE = 4
 """A limit of open files below which everything is in use."""
 
@@ -73,3 +75,37 @@ def test_clients_do_not_take_the_descriptors_that_containers_need(
             assert (process.returncode, out, err) == (0, b"137\n", b"")
         require_served(server, limited)
         cli.ok("rm", "--force", *cli.ids())
+
+
+def test_containers_have_their_time_at_the_end_where_no_descriptor_is_free(
+    cli: Cli, state_root: Path
+) -> None:
+    """Nothing is opened to stop them; a thread that could not do so would have killed them all."""
+    with serving(state_root) as server:
+        started = [cli.start("run", "--attach", "--", *OBLIGING) for _ in range(3)]
+        for process in started:
+            assert read_line(process) == "ready"
+        keen = cli.detach("--restart", "always", "--", *OBLIGING)
+        had = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (NOTHING_IS_FREE, had[1]))
+        server.process.send_signal(signal.SIGTERM)
+        # They say so before they end, and then there are free ones.
+        for process in started:
+            assert read_line(process) == "bye"
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, had)
+        assert server.wait() == (0, b"")
+        for process in started:
+            assert process.wait(60) == 5
+        assert cli.record(keen.id)["exit_code"] == 5
+        assert cli.record(keen.id)["restarts"] == 0
+
+
+def test_a_paused_container_goes_on_to_its_end(cli: Cli, state_root: Path) -> None:
+    with serving(state_root) as server:
+        live = cli.detach("--stop-timeout", "1000", "--", *OBLIGING)
+        cli.ok("pause", live.id)
+        assert server.end() == (0, b"")
+        assert cli.record(live.id)["exit_code"] == 5
+    told = cli.ok("events")
+    assert "unpaused" in told
+    assert "signaled" in told
