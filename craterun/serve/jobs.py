@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import io
 import os
+import resource
 import select
 import signal
 import socket
@@ -26,6 +27,7 @@ from craterun.linux import calls
 from craterun.serve import desk, frames
 from craterun.serve.hello import Hello, decode_hello
 from craterun.serve.loans import Launch, Signal
+from craterun.supervisor.main import raise_open_files
 
 MESSAGE_BYTES = 4096
 """The longest message between server and spawner."""
@@ -36,6 +38,15 @@ class Born(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The spawner has forked; along come the worker's socket and its pidfd."""
 
     pid: int
+
+
+class Stillborn(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """An order that could not be carried out: something is short.
+
+    :ivar errno: what the kernel said
+    """
+
+    errno: int
 
 
 class Ended(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -86,7 +97,7 @@ class Answer(msgspec.Struct, frozen=True, tag=True, array_like=True):
     exit_code: int = 125
 
 
-FromSpawner = Born | Ended
+FromSpawner = Born | Stillborn | Ended
 FromWorker = Code | Decline | Start | HandOver | Launch | Signal
 
 
@@ -173,6 +184,7 @@ class Crew(NamedTuple):
 
 def spawn(crew: Crew) -> tuple[int, socket.socket]:
     """Fork the spawner. Returns its pid and the socket to it; both are the caller's."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid:
@@ -192,7 +204,8 @@ def spawn(crew: Crew) -> tuple[int, socket.socket]:
         calls.set_process_name(b"craterun-spawn")
         gc.collect()
         gc.freeze()  # a collection in a worker would copy every page that it looks at
-        _Spawner(theirs, crew).serve()
+        raise_open_files()  # each worker takes one
+        _Spawner(theirs, crew, limits).serve()
     finally:
         os._exit(1)
 
@@ -200,9 +213,11 @@ def spawn(crew: Crew) -> tuple[int, socket.socket]:
 class _Spawner:
     """The spawner's state and its loop."""
 
-    def __init__(self, sock: socket.socket, crew: Crew) -> None:
+    def __init__(self, sock: socket.socket, crew: Crew, limits: tuple[int, int]) -> None:
+        """:param limits: of open files, for workers: what their clients have, too"""
         self._socket = sock
         self._crew = crew
+        self._limits = limits
         self._pids: dict[int, int] = {}
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
@@ -234,25 +249,42 @@ class _Spawner:
             self._tell(Ended(pid, result.si_code, result.si_status))
 
     def _fork(self) -> None:
+        """Carry out an order. If that cannot be done, one client does without, and no more."""
+        try:
+            self._beget()
+        except OSError as error:
+            self._tell(Stillborn(error.errno or 0))
+
+    def _beget(self) -> None:
+        """A worker, of which the server knows; or else one that ends, or none.
+
+        :raises OSError: there is no room for it
+        """
         theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        pid = os.fork()
-        if pid == 0:
+        with theirs:
+            with ours:
+                pid = os.fork()
+                if pid == 0:
+                    try:
+                        theirs.close()
+                        _work(Desk(ours), self._crew, self._limits)
+                    finally:
+                        os._exit(1)
             try:
-                theirs.close()
-                _work(Desk(ours), self._crew)
-            finally:
-                os._exit(1)
-        ours.close()
-        pidfd = os.pidfd_open(pid)
-        self._pids[pidfd] = pid
-        self._poll.register(pidfd, select.POLLIN)
-        self._tell(Born(pid), [theirs.fileno(), pidfd])
-        theirs.close()
+                pidfd = os.pidfd_open(pid)
+            except OSError:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                raise
+            self._pids[pidfd] = pid
+            self._poll.register(pidfd, select.POLLIN)
+            self._tell(Born(pid), [theirs.fileno(), pidfd])
 
     def _tell(self, message: FromSpawner, fds: Sequence[int] = ()) -> None:
+        """:raises OSError: the kernel has no room for it"""
         try:
             socket.send_fds(self._socket, [msgspec.msgpack.encode(message)], list(fds))
-        except OSError:
+        except ConnectionError:
             self._end()  # the server is gone
 
     def _end(self) -> NoReturn:
@@ -264,10 +296,14 @@ class _Spawner:
         os._exit(0)
 
 
-def _work(own: Desk, crew: Crew) -> None:
-    """A worker's life. Does not return."""
+def _work(own: Desk, crew: Crew, limits: tuple[int, int]) -> None:
+    """A worker's life. Does not return.
+
+    :param limits: of open files
+    """
     calls.prctl(f.PR_SET_PDEATHSIG, signal.SIGKILL)
     own.keep_only_this()
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     calls.set_process_name(b"craterun-worker")
     crew.rehearse()
     job = own.receive_job()

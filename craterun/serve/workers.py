@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -15,9 +16,12 @@ import trio
 from craterun.core.errors import CraterunError
 from craterun.core.life import ExitStatus
 from craterun.linux.fd import Fd
+from craterun.linux.shortage import killed
 from craterun.serve import frames
 from craterun.serve.hello import BrokenClientError, Incoming, close_all
-from craterun.serve.jobs import MESSAGE_BYTES, Born, Ended, FromSpawner, FromWorker
+from craterun.serve.jobs import MESSAGE_BYTES, Born, FromSpawner, FromWorker, Stillborn
+
+logger = logging.getLogger("craterun")
 
 _READY = 2
 _BORN_FDS = 2
@@ -109,7 +113,9 @@ class Workers:
     def __init__(self, pid: int, sock: socket.socket) -> None:
         """Takes ownership of the spawner, a child, and the socket to it."""
         self._pid = pid
+        self._pidfd = Fd(os.pidfd_open(pid))
         self._socket = sock
+        self._reaped = False
         self._ready: deque[Worker] = deque()
         self._alive: dict[int, Worker] = {}
         self._ordered = 0
@@ -169,46 +175,68 @@ class Workers:
             self._ordered += 1
 
     async def serve(self) -> None:
-        """Hear of births and deaths, until cancelled or until the spawner dies."""
+        """Hear of births and deaths, until cancelled or until the spawner dies. Without it, the
+        server lives on for its containers, and leaves commands to clients.
+        """
         try:
-            while True:
-                await trio.lowlevel.wait_readable(self._socket.fileno())
-                try:
-                    data, numbers, _, _ = socket.recv_fds(
-                        self._socket, MESSAGE_BYTES, _BORN_FDS, socket.MSG_CMSG_CLOEXEC
-                    )
-                except BlockingIOError:
-                    continue
-                if not data:
-                    break
-                fds = [Fd(number) for number in numbers]
-                try:
-                    self._dispatch(_spawner_decoder.decode(data), fds)
-                finally:
-                    close_all(fds)
-        except ConnectionError:
-            pass  # it was killed
+            with suppress(ConnectionError):
+                await self._hear()
         finally:
             self.dead = True
             for worker in self._alive.values():
                 worker.ended.set()
             while self._line:
                 self._line.popleft().settle(None)
+        await trio.lowlevel.wait_readable(self._pidfd.fileno())
+        code = self._reap()
+        fate = f"exit code {code}"
+        if code < 0:
+            fate = f"signal {-code}"
+            with suppress(OSError):  # nothing is worse for not knowing more
+                fate = killed(-code)
+        logger.error(
+            "the process that starts commands has died (%s): clients do without this server now; "
+            "its containers go on",
+            fate,
+        )
+
+    async def _hear(self) -> None:
+        """Until the spawner's end of the socket is closed.
+
+        :raises ConnectionError: the same, amid something
+        """
+        while True:
+            await trio.lowlevel.wait_readable(self._socket.fileno())
+            try:
+                data, numbers, _, _ = socket.recv_fds(
+                    self._socket, MESSAGE_BYTES, _BORN_FDS, socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                continue
+            if not data:
+                return
+            fds = [Fd(number) for number in numbers]
+            try:
+                self._dispatch(_spawner_decoder.decode(data), fds)
+            finally:
+                close_all(fds)
 
     def _dispatch(self, message: FromSpawner, fds: list[Fd]) -> None:
         """``fds`` that are not taken are the caller's to close."""
-        if isinstance(message, Born):
+        if isinstance(message, Born | Stillborn):
             self._ordered -= 1
+            worker = None
             # Without a free descriptor of ours, they are lost on the way (MSG_CTRUNC). By the
             # same, the worker's socket has no other end, and so the worker ends.
-            worker = self._welcome(message.pid, fds) if len(fds) == _BORN_FDS else None
+            if isinstance(message, Born) and len(fds) == _BORN_FDS:
+                worker = self._welcome(message.pid, fds)
             if self._line:
                 self._line.popleft().settle(worker)
             elif worker is not None:
                 self._ready.append(worker)
             with suppress(NoWorkerError):
                 self._order(len(self._line))
-        elif isinstance(message, Ended):
+        else:
             ended = self._alive.pop(message.pid, None)
             if ended is not None:
                 ended.status = ExitStatus.from_siginfo(message.code, message.status)
@@ -219,9 +247,16 @@ class Workers:
         worker = self._alive[pid] = Worker(pid, socket.socket(fileno=sock), Fd(pidfd))
         return worker
 
+    def _reap(self) -> int:
+        """Of the spawner, which ends: its exit code; -N if signal N has killed it."""
+        self._reaped = True
+        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+
     def close(self) -> None:
         """End the spawner, and with it all that is left."""
         self._socket.close()
+        self._pidfd.close()
         for worker in self._ready:
             worker.close()
-        os.waitpid(self._pid, 0)
+        if not self._reaped:
+            self._reap()

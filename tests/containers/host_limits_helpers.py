@@ -1,10 +1,18 @@
-"""Programs that meet a limit of the machine: one supervisor as a library, in its own process."""
+"""Programs that meet a limit of the machine: one supervisor as a library, in its own process; and
+a cgroup to set one.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from craterun.linux.host import hierarchies
+from craterun.linux.proc import parse_mountinfo
 from tests.containers.helpers import run_python
 
 PRELUDE = """
@@ -76,3 +84,20 @@ def in_user_namespace(*sysctls: str) -> tuple[str, ...]:
     lines = [f"echo {value} >/proc/sys/{name}" for name, value in (s.split("=") for s in sysctls)]
     script = "; ".join(("set -e", *lines, 'exec "$@"'))
     return ("unshare", "--user", "--map-root-user", "--", "sh", "-c", script, "sh")
+
+
+@pytest.fixture
+def own_cgroup(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A version 1 cgroup of this test's own, of the controller that it asks for by its name."""
+    controller = request.param
+    for hierarchy in hierarchies(parse_mountinfo(Path("/proc/self/mountinfo").read_text())):
+        if hierarchy.version == 1 and controller in hierarchy.controllers:
+            path = Path(hierarchy.mountpoint, f"craterun-test-{os.getpid()}")
+            break
+    else:
+        pytest.skip(f"no version 1 hierarchy has the {controller} controller")
+    path.mkdir()
+    yield path
+    for limit in path.glob("pids.max"):
+        limit.write_text("max")  # a test that failed shall not keep a keeper from its end
+    path.rmdir()

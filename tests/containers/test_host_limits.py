@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,30 +24,14 @@ from craterun.linux import cgroup
 from craterun.linux.host import hierarchies
 from craterun.linux.proc import parse_mountinfo
 from tests.conftest import cli_environment
-from tests.containers import helpers
+from tests.containers import helpers, host_limits_helpers
 from tests.containers.helpers import Gate, read_line, wait_exit
 from tests.containers.host_limits_helpers import PRELUDE, in_user_namespace, program
 from tests.leaks import reap_orphans
 
 cli = helpers.cli
 make_gate = helpers.make_gate
-
-
-@pytest.fixture
-def own_cgroup(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A version 1 cgroup of this test's own, of the controller that it asks for by its name."""
-    controller = request.param
-    for hierarchy in hierarchies(parse_mountinfo(Path("/proc/self/mountinfo").read_text())):
-        if hierarchy.version == 1 and controller in hierarchy.controllers:
-            path = Path(hierarchy.mountpoint, f"craterun-test-{os.getpid()}")
-            break
-    else:
-        pytest.skip(f"no version 1 hierarchy has the {controller} controller")
-    path.mkdir()
-    yield path
-    for limit in path.glob("pids.max"):
-        limit.write_text("max")  # a test that failed shall not keep a keeper from its end
-    path.rmdir()
+own_cgroup = host_limits_helpers.own_cgroup
 
 
 def into(cgroup: Path) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from tests.containers.helpers import (
     read_line,
     read_some,
     wait_exit,
+    wait_reaped,
 )
 from tests.serving import Server, comm, serving
 
@@ -316,15 +317,21 @@ def test_a_killed_server_is_succeeded_and_its_clients_are_told(cli: Cli, server:
 
 
 def test_without_its_spawner_the_server_leaves_commands_to_clients(
-    server: Server, cli: Cli
+    cli: Cli, state_root: Path
 ) -> None:
-    live = cli.detach("--", *SLEEP)
-    spawner = server.children()["craterun-spawn"]
-    os.kill(spawner, signal.SIGKILL)
-    wait_exit(spawner)
-    assert cli.ok("ps", "--format", "json").count('"status": "running"') == 1
-    assert cli.ok("run", "--", "true")
-    assert parent(live.pid) == server.children()["craterun-keeper"]
+    with serving(state_root) as running:
+        live = cli.detach("--", *SLEEP)
+        keeper, spawner = (running.children()[f"craterun-{name}"] for name in ("keeper", "spawn"))
+        os.kill(spawner, signal.SIGKILL)
+        wait_reaped(spawner)
+        assert cli.ok("ps", "--format", "json").count('"status": "running"') == 1
+        assert cli.ok("run", "--", "true")
+        assert parent(live.pid) == keeper
+        code, stderr = running.end()
+        assert code == 0
+        assert stderr.count(b"\n") == 1
+        assert b"the process that starts commands has died (SIGKILL" in stderr
+        assert cli.record(live.id)["exit_code"] == 137
 
 
 def test_without_its_keeper_the_server_ends(cli: Cli, state_root: Path) -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from tests.containers import helpers
+import pytest
+
+from tests.containers import helpers, host_limits_helpers
 from tests.containers.helpers import SLEEP, Cli, Live, read_line
+from tests.leaks import open_descriptors
 from tests.serving import Server, serving
 
 cli = helpers.cli
+own_cgroup = host_limits_helpers.own_cgroup
 OBLIGING = ("sh", "-c", "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.1; done")
 NOTHING_IS_FREE = 4
 """A limit of open files below which everything is in use."""
@@ -75,6 +83,72 @@ def test_clients_do_not_take_the_descriptors_that_containers_need(
             assert (process.returncode, out, err) == (0, b"137\n", b"")
         require_served(server, limited)
         cli.ok("rm", "--force", *cli.ids())
+
+
+@pytest.mark.parametrize("own_cgroup", ["pids"], indirect=True)
+def test_a_spawner_that_cannot_fork_goes_on(own_cgroup: Path, server: Server, cli: Cli) -> None:
+    @contextmanager
+    def no_processes(spawner: int) -> Iterator[None]:
+        (own_cgroup / "cgroup.procs").write_text(str(spawner))
+        (own_cgroup / "pids.max").write_text("1")
+        yield
+        (own_cgroup / "pids.max").write_text("max")
+
+    require_spawner_goes_on(server, cli, no_processes)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_spawner_without_free_descriptors_goes_on(server: Server, cli: Cli, more: int) -> None:
+    @contextmanager
+    def no_descriptors(spawner: int) -> Iterator[None]:
+        had = resource.prlimit(spawner, resource.RLIMIT_NOFILE)
+        free = min({*range(1000)} - open_descriptors(spawner).keys())
+        resource.prlimit(spawner, resource.RLIMIT_NOFILE, (free + more, had[1]))
+        yield
+        resource.prlimit(spawner, resource.RLIMIT_NOFILE, had)
+
+    require_spawner_goes_on(server, cli, no_descriptors)
+
+
+def require_spawner_goes_on(
+    server: Server, cli: Cli, shortage: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    """Its other workers and their clients notice nothing; those who come now do without."""
+    live = cli.detach("--", *SLEEP)
+    waiting = cli.start("wait", live.id)
+    server.busy_worker()
+    with shortage(server.children()["craterun-spawn"]):
+        for _ in range(4):  # more than wait for a job already
+            assert cli.ok("ps", "--format", "json").count('"status": "running"') == 1
+        other = cli.detach("--", *SLEEP)
+        assert parent(other.pid) != server.children()["craterun-keeper"]
+    require_served(server, cli)
+    cli.ok("stop", "--time", "0", live.id)
+    out, err = waiting.communicate(timeout=60)
+    assert (waiting.returncode, out, err) == (0, b"137\n", b"")
+
+
+def test_more_clients_than_the_soft_limit_of_open_files_and_nobody_inherits_another(
+    cli: Cli, state_root: Path
+) -> None:
+    soft, hard = 24, 4096
+    prefix = ("prlimit", f"--nofile={soft}:{hard}")
+    limited = cli.behind(*prefix)
+    with serving(state_root, prefix=prefix) as server:
+        keeper = server.children()["craterun-keeper"]
+        live = limited.detach("--", *SLEEP)
+        assert parent(live.pid) == keeper
+        clients = [limited.start("wait", live.id) for _ in range(soft + 8)]
+        deadline = time.monotonic() + helpers.PATIENCE_SECONDS
+        while len(busy := server.busy_workers()) < len(clients):
+            assert time.monotonic() < deadline, busy
+            os.sched_yield()
+        assert [resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in (live.pid, *busy)] == [
+            (soft, hard)
+        ] * (1 + len(busy))
+        limited.ok("stop", "--time", "0", live.id)
+        for process in clients:
+            assert process.communicate(timeout=60) == (b"137\n", b"")
 
 
 def test_containers_have_their_time_at_the_end_where_no_descriptor_is_free(
