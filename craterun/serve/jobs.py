@@ -18,6 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
 import msgspec
@@ -195,8 +196,7 @@ def spawn(crew: Crew) -> tuple[int, socket.socket]:
         ours.close()
         # Signals of the terminal are for the server, which tells us of what concerns us.
         os.setsid()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
+        _reset_signals()
         calls.prctl(f.PR_SET_PDEATHSIG, signal.SIGKILL)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         os.dup2(null, 0)
@@ -208,6 +208,15 @@ def spawn(crew: Crew) -> tuple[int, socket.socket]:
         _Spawner(theirs, crew, limits).serve()
     finally:
         os._exit(1)
+
+
+def _reset_signals() -> None:
+    """What our server was told to ignore is nothing to workers, which ignore what their clients do:
+    as the interpreter has it when it starts, less the handler of SIGINT.
+    """
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+        with suppress(OSError):  # SIGKILL and SIGSTOP
+            signal.signal(number, signal.SIG_DFL)
 
 
 class _Spawner:

@@ -79,6 +79,29 @@ def test_what_dies_of_a_signal_does_so_in_the_client(server: Server, cli: Cli) -
     assert waiting.wait(60) == -signal.SIGUSR1
 
 
+def test_signals_that_the_server_ignores_are_not_ignored_by_commands(
+    cli: Cli, state_root: Path
+) -> None:
+    """A shell without job control lets what it starts with ``&`` ignore two."""
+    ignoring = ("sh", "-c", "trap '' INT QUIT ALRM USR1; exec \"$@\"", "sh")
+    with serving(state_root, prefix=ignoring) as running:
+        live = cli.detach("--", *SLEEP)
+        assert int(live.status()["SigIgn"], 16) == 0
+        waiting = cli.start("wait", live.id)
+        worker = helpers.Live(running.busy_worker())
+        assert worker.status()["SigIgn"] == helpers.Live(os.getpid()).status()["SigIgn"]
+        waiting.send_signal(signal.SIGQUIT)
+        assert waiting.wait(60) == -signal.SIGQUIT
+        deaf = cli.behind(*ignoring).start("wait", live.id)
+        worker = helpers.Live(running.busy_worker())
+        deadline = time.monotonic() + helpers.PATIENCE_SECONDS
+        while not int(worker.status()["SigIgn"], 16) & 1 << (signal.SIGQUIT - 1):
+            assert time.monotonic() < deadline  # it has its streams before that
+            os.sched_yield()
+        deaf.kill()
+        deaf.wait(60)
+
+
 def test_stdin_goes_in(server: Server, cli: Cli) -> None:
     data = os.urandom(300_000)
     finished = cli("run", "-i", "--attach", "--", "cat", stdin=data)
