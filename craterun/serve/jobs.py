@@ -157,11 +157,7 @@ class Desk:
 
     def keep_only_this(self) -> None:
         """Close every descriptor but ours, which becomes `_DESK_FD`, and the standard streams."""
-        os.dup2(self.socket.fileno(), _DESK_FD, inheritable=False)
-        if self.socket.fileno() != _DESK_FD:
-            self.socket.close()
-            self.socket = socket.socket(fileno=_DESK_FD)
-        calls.close_range(_DESK_FD + 1)
+        self.socket = _keep_only(self.socket)
 
     def keep_nothing_else(self) -> None:
         """Close every descriptor but ours; the standard streams are /dev/null."""
@@ -169,6 +165,15 @@ class Desk:
         for number in range(_DESK_FD):
             os.dup2(null, number)
         calls.close_range(_DESK_FD + 1)
+
+
+def _keep_only(sock: socket.socket) -> socket.socket:
+    """Close every descriptor but the standard streams and ``sock``, which becomes `_DESK_FD`."""
+    number = sock.detach()
+    if number != _DESK_FD:
+        os.dup2(number, _DESK_FD, inheritable=False)
+    calls.close_range(_DESK_FD + 1)
+    return socket.socket(fileno=_DESK_FD)
 
 
 class Crew(NamedTuple):
@@ -203,9 +208,11 @@ def spawn(crew: Crew) -> tuple[int, socket.socket]:
         os.dup2(null, 1)  # whoever waits for the end of the server's output does not wait for us
         calls.set_process_name(b"craterun-spawn")
         gc.collect()
+        # Not the server's socket: who waits there when the server closes it is to know at once.
+        own = _keep_only(theirs)
         gc.freeze()  # a collection in a worker would copy every page that it looks at
         raise_open_files()  # each worker takes one
-        _Spawner(theirs, crew, limits).serve()
+        _Spawner(own, crew, limits).serve()
     finally:
         os._exit(1)
 

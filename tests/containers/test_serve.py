@@ -22,6 +22,7 @@ from tests.containers.helpers import (
     wait_exit,
     wait_reaped,
 )
+from tests.leaks import open_descriptors
 from tests.serving import Server, comm, serving
 
 cli = helpers.cli
@@ -370,6 +371,18 @@ def test_lines_of_a_followed_log_come_as_they_are_written(server: Server, cli: C
     script = "for i in 1 2 3; do echo $i; done"
     live = cli.ok("run", "--detach", "--", "sh", "-c", script).strip()
     assert list(lines_of(cli.start("logs", "--follow", live))) == ["1", "2", "3"]
+
+
+def test_its_processes_hold_nothing_that_is_the_servers(server: Server, cli: Cli) -> None:
+    """With its socket, a client in the backlog would wait for the last one of them to end."""
+    cli.ok("ps")
+    sockets = (line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:])
+    listening = {f"socket:[{words[6]}]" for words in sockets if words[3] == "00010000"}
+    own = {*(listening & {*server.descriptors().values()}), f"{server.path}.lock"}
+    assert own < {*server.descriptors().values()}
+    assert len(own) == 2
+    for pid in (server.children()["craterun-spawn"], *server.workers()):
+        assert not own & {*open_descriptors(pid).values()}
 
 
 def test_the_names_of_its_processes_tell_what_they_are(server: Server, cli: Cli) -> None:
