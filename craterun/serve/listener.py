@@ -6,12 +6,15 @@ import fcntl
 import os
 import socket
 import stat
+from contextlib import suppress
 
 from craterun.core.errors import CraterunError, UsageError
 from craterun.linux.fd import Fd
 
 _BACKLOG = 4096
 _FIRST_PASSED_FD = 3
+Identity = tuple[int, int]
+"""Of a file: device and inode."""
 
 
 class Listener:
@@ -20,17 +23,27 @@ class Listener:
     :ivar socket: non-blocking
     """
 
-    def __init__(self, sock: socket.socket, path: str, lock: Fd) -> None:
-        """Takes ownership. ``lock`` is closed if the socket file is not ours to remove."""
+    def __init__(
+        self, sock: socket.socket, path: str, lock: Fd, identity: Identity | None = None
+    ) -> None:
+        """Takes ownership.
+
+        :param lock: closed if the socket file is not ours to remove
+        :param identity: of that file
+        """
         self.socket = sock
         self.path = path
         self._lock = lock
+        self._identity = identity
 
     def close(self) -> None:
-        """Close it, and remove what `listen` has made, so that clients do not even ask."""
+        """Close it, and remove what `listen` has made, so that clients do not even ask. What
+        somebody has put in its place meanwhile is left to them. Nothing happens the second time.
+        """
         if not self._lock.closed:
-            os.unlink(self.path)
-            os.unlink(f"{self.path}.lock")
+            # Before they are closed: until then, no other file has their inodes.
+            _remove(self.path, self._identity)
+            _remove(f"{self.path}.lock", _identity(os.fstat(self._lock.fileno())))
         self.socket.close()
         self._lock.close()
 
@@ -57,20 +70,21 @@ def listen(path: str) -> Listener:
         before = os.umask(0o177)
         try:
             sock.bind(f"/proc/self/fd/{where.fileno()}/{name}")
+            identity = _identity(os.stat(name, dir_fd=where.fileno(), follow_symlinks=False))
         finally:
             os.umask(before)
         sock.listen(_BACKLOG)
         sock.setblocking(False)
     except BaseException as error:
         sock.close()
-        os.unlink(f"{path}.lock")
+        _remove(f"{path}.lock", _identity(os.fstat(lock.fileno())))
         lock.close()
         if isinstance(error, OSError):
             raise CraterunError(f"no server at {path}: {os.strerror(error.errno or 0)}") from error
         raise
     finally:
         where.close()
-    return Listener(sock, path, lock)
+    return Listener(sock, path, lock, identity)
 
 
 def _lock(path: str) -> Fd:
@@ -83,7 +97,7 @@ def _lock(path: str) -> Fd:
         lock = Fd(os.open(f"{path}.lock", flags, 0o600))
         try:
             fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_same(lock.fileno(), f"{path}.lock"):
+            if _is_at(f"{path}.lock", _identity(os.fstat(lock.fileno()))):
                 return lock
         except BlockingIOError:
             lock.close()
@@ -96,13 +110,22 @@ def _lock(path: str) -> Fd:
         lock.close()  # of a server that has just ended, and has removed it
 
 
-def _is_same(number: int, path: str) -> bool:
+def _identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino
+
+
+def _is_at(path: str, identity: Identity | None) -> bool:
     try:
-        there = os.stat(path, follow_symlinks=False)
+        return _identity(os.lstat(path)) == identity
     except FileNotFoundError:
         return False
-    here = os.fstat(number)
-    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _remove(path: str, identity: Identity | None) -> None:
+    """Remove a file, if it is still that one. No error keeps a server from its end."""
+    with suppress(OSError):
+        if _is_at(path, identity):
+            os.unlink(path)
 
 
 def take_passed() -> Listener | None:

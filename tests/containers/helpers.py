@@ -234,6 +234,17 @@ class Cli:
                     process.kill()
 
 
+def detach_obliging(cli: Cli, *options: str) -> Live:
+    """A container that heeds SIGTERM already: it says bye and ends with code 5."""
+    script = "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.1; done"
+    live = cli.detach(*options, "--", "sh", "-c", script)
+    log = cli.start("--no-serve", "logs", "--follow", live.id)
+    assert read_line(log) == "ready"
+    log.kill()
+    log.wait(PATIENCE_SECONDS)
+    return live
+
+
 def the_complaint(finished: Finished, code: int) -> str:
     """Check that ``finished`` was refused with exactly one printable line, and return it."""
     assert finished.returncode == code, finished

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.containers import helpers
-from tests.containers.helpers import SLEEP, Cli, read_line, wait_exit
+from tests.containers.helpers import SLEEP, Cli, detach_obliging, read_line, wait_exit
 from tests.serving import children, serving
 
 cli = helpers.cli
@@ -95,6 +95,35 @@ def test_containers_can_be_left_to_a_successor(cli: Cli, state_root: Path, how: 
         cli.ok("stop", live.id)
         assert cli.record(live.id)["exit_code"] == 5
         assert cli.log(live.id) == b"ready\nbye\n"
+
+
+def test_a_server_whose_socket_was_removed_ends_in_good_order(cli: Cli, state_root: Path) -> None:
+    with serving(state_root) as server:
+        live = detach_obliging(cli)
+        server.path.unlink()
+        assert server.end() == (0, b"")
+        assert cli.record(live.id)["exit_code"] == 5
+        assert not Path(f"{server.path}.lock").exists()
+
+
+def test_a_server_removes_nothing_of_another_one(cli: Cli, state_root: Path) -> None:
+    with serving(state_root, "--leave-running") as first:
+        left = detach_obliging(cli)
+        lock = Path(f"{first.path}.lock")
+        first.path.unlink()
+        lock.unlink()
+        with serving(state_root) as second:
+            assert second.path == first.path
+            assert first.end() == (0, b"")
+            assert second.path.exists()
+            assert lock.exists()
+            assert "a server at" in cli.refused("serve")
+            live = detach_obliging(cli)
+            assert second.end() == (0, b"")
+            assert cli.record(live.id)["exit_code"] == 5
+        assert not first.path.exists()
+        assert not lock.exists()
+    assert cli.live(left.id).pid == left.pid
 
 
 def test_it_ends_when_it_was_idle_for_long_and_not_before(cli: Cli, state_root: Path) -> None:

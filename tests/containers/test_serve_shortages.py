@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.containers import helpers, host_limits_helpers
-from tests.containers.helpers import SLEEP, Cli, Live, read_line
+from tests.containers.helpers import SLEEP, Cli, Live, detach_obliging, read_line
 from tests.leaks import open_descriptors
 from tests.serving import Server, serving
 
@@ -159,7 +159,7 @@ def test_containers_have_their_time_at_the_end_where_no_descriptor_is_free(
         started = [cli.start("run", "--attach", "--", *OBLIGING) for _ in range(3)]
         for process in started:
             assert read_line(process) == "ready"
-        keen = cli.detach("--restart", "always", "--", *OBLIGING)
+        keen = detach_obliging(cli, "--restart", "always")
         had = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (NOTHING_IS_FREE, had[1]))
         server.process.send_signal(signal.SIGTERM)
@@ -176,7 +176,7 @@ def test_containers_have_their_time_at_the_end_where_no_descriptor_is_free(
 
 def test_a_paused_container_goes_on_to_its_end(cli: Cli, state_root: Path) -> None:
     with serving(state_root) as server:
-        live = cli.detach("--stop-timeout", "1000", "--", *OBLIGING)
+        live = detach_obliging(cli, "--stop-timeout", "1000")
         cli.ok("pause", live.id)
         assert server.end() == (0, b"")
         assert cli.record(live.id)["exit_code"] == 5
