@@ -44,7 +44,10 @@ _FDS_TO_COME = 6
 """Of a client that has just been let in: streams, directory, and the two of a worker."""
 _MAX_CLIENTS = 4096
 _GOODBYE_SECONDS = 5.0
-"""How long, at the end, a reader may take for the last output of a container that was stopped."""
+"""How long, at the end, a reader may take for the last output of a container that was stopped, and
+a command to start what it was about to."""
+_STARTING = ([b"run"], [b"exec"])
+"""How commands begin that may have us start something."""
 _SHORTAGE_SECONDS = 0.1
 _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
@@ -106,6 +109,8 @@ class Server:
         self._clients = 0
         self._greeting = 0
         self._attendances: set[Attendance] = set()
+        self._starters: set[Attendance] = set()
+        self._impatient = False
         self._change = trio.Event()
         self._ending = trio.Event()
         self._leave = False
@@ -151,9 +156,9 @@ class Server:
                     tasks.start_soon(self._end_when_idle, self._idle_seconds)
                 await self._accept()
             self._listener.close()
+            tasks.start_soon(self._lose_patience)
             if self._leave:
-                for container in list(self._containers.values()):
-                    await container.recorded()
+                await self._leave_containers()
             else:
                 await self._stop_containers()
             tasks.cancel_scope.cancel()
@@ -229,10 +234,13 @@ class Server:
         else:
             attendance = Attendance(self, sock, incoming, hello, payload, fds)
             self._attendances.add(attendance)
+            if hello.arguments[:1] in _STARTING:
+                self._starters.add(attendance)
             try:
                 await attendance.run()
             finally:
                 self._attendances.remove(attendance)
+                self._starters.discard(attendance)
 
     def _is_for_us(self, hello: Hello) -> bool:
         """Whether a container that we start is the same as one that the client starts."""
@@ -254,6 +262,7 @@ class Server:
 
     async def run(self, request: bytes, peer: Peer) -> int:
         """Run a container in the foreground of ``peer``; the exit code."""
+        self._note_change()  # its attendance is attached now
         return await self._sessions.run(self, request, peer)
 
     @property
@@ -286,12 +295,38 @@ class Server:
         del self._containers[container.id]
         self._note_change()
 
+    def _is_starting(self) -> bool:
+        """Whether there may be another container in a moment, of a client who was let in before
+        the end: it has been told that we do its work, and cannot tell what we have done of it.
+        """
+        if self._beginning:
+            return True
+        starting = (one for one in self._starters if not one.is_attached)
+        return not self._impatient and any(starting)
+
+    async def _lose_patience(self) -> None:
+        """With commands that do not get as far as to start something."""
+        await trio.sleep(_GOODBYE_SECONDS)
+        self._impatient = True
+        self._note_change()
+
+    async def _leave_containers(self) -> None:
+        """A successor finds each of them on record."""
+        recorded = set[str]()
+        while self._is_starting() or self._containers.keys() - recorded:
+            for container in list(self._containers.values()):
+                if container.id not in recorded:
+                    recorded.add(container.id)
+                    await container.recorded()
+            if self._is_starting():
+                await self._wait_change()
+
     async def _stop_containers(self) -> None:
         """As ``craterun stop`` does; then see those off who were attached."""
         for attendance in self._attendances:
             attendance.announce_end()
         asked = set[str]()
-        while self._containers or self._beginning:
+        while self._containers or self._is_starting():
             # Those that were just being started come later.
             for container in self._containers.values():
                 if container.id not in asked:

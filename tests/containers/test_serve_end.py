@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,32 @@ def test_containers_can_be_left_to_a_successor(cli: Cli, state_root: Path, how: 
         cli.ok("stop", live.id)
         assert cli.record(live.id)["exit_code"] == 5
         assert cli.log(live.id) == b"ready\nbye\n"
+
+
+@pytest.mark.parametrize("options", [(), ("--leave-running",)], ids=["stop", "leave"])
+def test_a_start_under_way_at_its_end_is_finished(
+    cli: Cli, state_root: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """Its client was let in, and could not know what has been done."""
+    fifo = tmp_path / "some.env"
+    os.mkfifo(fifo)
+    with serving(state_root) as server:
+        slow = ("--detach", "--env-file", str(fifo), "--stop-timeout", "0")
+        starting = cli.start("run", *slow, "--", *SLEEP)
+        server.busy_worker()
+        ending = cli.start("shutdown", *options)
+        deadline = time.monotonic() + helpers.PATIENCE_SECONDS
+        while server.path.exists():
+            assert time.monotonic() < deadline
+            os.sched_yield()
+        fifo.write_text("A=1\n")
+        out, err = starting.communicate(timeout=60)
+        assert (starting.returncode, err) == (0, b"")
+        assert server.wait() == (0, b"")
+        assert ending.wait(60) == 0
+    running = cli.ok("ps", "--format", "json").count('"status": "running"')
+    assert running == len(options)
+    assert {out.decode().strip()} == cli.ids()
 
 
 def test_a_server_whose_socket_was_removed_ends_in_good_order(cli: Cli, state_root: Path) -> None:
