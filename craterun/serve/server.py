@@ -13,6 +13,7 @@ from typing import Protocol
 import msgspec
 import trio
 
+from craterun.core.errors import KeeperDiedError
 from craterun.core.spec import Spec
 from craterun.linux.hostwatch import HostWatch
 from craterun.linux.shortage import require_room
@@ -114,6 +115,7 @@ class Server:
         self._change = trio.Event()
         self._ending = trio.Event()
         self._leave = False
+        self._death: KeeperDiedError | None = None
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         self._max_clients = min(_MAX_CLIENTS, max(16, hard // _FDS_PER_CLIENT))
 
@@ -134,6 +136,8 @@ class Server:
         """Until `end`, or until it was idle for long enough.
 
         Returns whether containers are left running; otherwise they were stopped.
+
+        :raises KeeperDiedError: that was the end, of the containers, too
         """
         try:
             return await self._serve()
@@ -152,6 +156,7 @@ class Server:
                     accepting.cancel()
 
                 tasks.start_soon(stop_accepting)
+                tasks.start_soon(self._end_without_keeper)
                 if self._idle_seconds is not None:
                     tasks.start_soon(self._end_when_idle, self._idle_seconds)
                 await self._accept()
@@ -162,7 +167,14 @@ class Server:
             else:
                 await self._stop_containers()
             tasks.cancel_scope.cancel()
+        if self._death is not None:
+            raise self._death
         return self._leave
+
+    async def _end_without_keeper(self) -> None:
+        """It has taken the containers along, and nothing more can be started."""
+        self._death = await self.supervisor.wait_keeper_death()
+        self.end()
 
     # --- clients ----------------------------------------------------------------------------------
 
@@ -244,10 +256,9 @@ class Server:
 
     def _is_for_us(self, hello: Hello) -> bool:
         """Whether a container that we start is the same as one that the client starts."""
-        if self.supervisor.keeper_died:
-            self.end()
         return (
             not self._ending.is_set()
+            and not self.supervisor.keeper_died
             and hello.version == frames.VERSION
             and hello.program == self._ours.program
             and hello.real_root == self._ours.real_root

@@ -54,6 +54,7 @@ class KeeperLink:
         self._adopted: list[Launched] = []
         self._adoption = trio.Event()
         self.dead = False
+        self._died = trio.Event()
         self.fate = ""
         self._native = os.environ.get(op.SWITCH) != "0"
         self._sent: set[int] = set()
@@ -246,6 +247,7 @@ class KeeperLink:
                 answers.cancel_scope.cancel()
         finally:
             self.dead = True
+            self._died.set()
             self._adoption.set()
             for launched in self._launched.values():
                 if not launched.settled.is_set():
@@ -280,6 +282,11 @@ class KeeperLink:
                 pidfd.close()
             code = self._process.poll()
             self.fate = killed(-code) if code is not None and code < 0 else ""
+
+    async def wait_death(self) -> KeeperDiedError:
+        """Until the keeper is gone; what there is to say then."""
+        await self._died.wait()
+        return self.death()
 
     def death(self) -> KeeperDiedError:
         """What there is to say once the keeper is gone."""

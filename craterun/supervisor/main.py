@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from craterun.core.errors import (
-    CraterunError,
-)
+from craterun.core.errors import CraterunError, KeeperDiedError
 from craterun.core.phases import Asked
 from craterun.core.restart import Condition
 from craterun.core.spec import HostFacts, Spec
@@ -154,6 +152,11 @@ class Supervisor:
     def keeper_died(self) -> bool:
         """Whether nothing can be started any more."""
         return self._services is not None and self._services.link.dead
+
+    async def wait_keeper_death(self) -> KeeperDiedError:
+        """Until `keeper_died`; what there is to say then."""
+        services, _ = self._running()
+        return await services.link.wait_death()
 
     def look_again(self, *, at_host: bool) -> None:
         """What was found out about root directories is forgotten, and the host is looked at again.

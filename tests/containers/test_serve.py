@@ -358,13 +358,20 @@ def test_without_its_spawner_the_server_leaves_commands_to_clients(
         assert cli.record(live.id)["exit_code"] == 137
 
 
-def test_without_its_keeper_the_server_ends(cli: Cli, state_root: Path) -> None:
+def test_without_its_keeper_the_server_ends_at_once(cli: Cli, state_root: Path) -> None:
     with serving(state_root) as running:
-        keeper = running.children()["craterun-keeper"]
-        os.kill(keeper, signal.SIGKILL)
-        wait_exit(keeper)
-        assert cli.ok("run", "--", "true")
-        assert running.wait() == (0, b"")
+        process = cli.start("run", "--attach", "--", "sh", "-c", "echo ready; exec sleep 1000000")
+        assert read_line(process) == "ready"
+        os.kill(running.children()["craterun-keeper"], signal.SIGKILL)
+        code, stderr = running.wait()
+        assert code == 125  # a unit with Restart=on-failure starts another one
+        assert stderr.startswith(b"craterun: the keeper process has died, and its containers with")
+        assert stderr.count(b"\n") == 1
+        assert not running.path.exists()
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 125
+        assert b"keeper" in stderr
+    assert cli.ok("run", "--", "true")
 
 
 def test_lines_of_a_followed_log_come_as_they_are_written(server: Server, cli: Cli) -> None:
