@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 import struct
+from contextlib import suppress
 from typing import Protocol
 
 import msgspec
@@ -242,7 +243,8 @@ class Server:
             sock.detach()  # closed by the kernel, when there is nothing left of us
         elif len(fds) != frames.HELLO_DESCRIPTORS or not self._is_for_us(hello):
             close_all(fds)
-            sock.send(frames.reply(frames.DECLINED), socket.MSG_NOSIGNAL)
+            with suppress(OSError):  # it has gone
+                sock.send(frames.reply(frames.DECLINED), socket.MSG_NOSIGNAL)
         else:
             attendance = Attendance(self, sock, incoming, hello, payload, fds)
             self._attendances.add(attendance)

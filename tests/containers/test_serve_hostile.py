@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
 import time
 from pathlib import Path
@@ -148,6 +149,21 @@ def test_a_wrong_number_of_descriptors(
         sock = dial(server)
         socket.send_fds(sock, [message], [0] * count)
         assert is_hung_up(sock)
+    require_unharmed(server, cli, live, before)
+
+
+def test_a_client_that_is_gone_before_it_is_declined(
+    server: Server, cli: Cli, live: Live, state_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is nothing to say of that, at the server's end neither."""
+    before = settled_descriptors(server, cli)
+    monkeypatch.setenv("CRATERUN_ROOT", str(state_root / "other"))
+    message = frames.frame(thin.hello(["ps"], []))
+    for _ in range(MANY):
+        os.kill(server.pid, signal.SIGSTOP)
+        with dial(server) as sock:
+            socket.send_fds(sock, [message], [0] * frames.HELLO_DESCRIPTORS)
+        os.kill(server.pid, signal.SIGCONT)
     require_unharmed(server, cli, live, before)
 
 
