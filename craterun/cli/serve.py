@@ -16,7 +16,7 @@ from craterun.serve import frames
 from craterun.serve.hello import Circumstances
 from craterun.serve.jobs import Crew, spawn
 from craterun.serve.listener import Listener, listen, notify, take_passed
-from craterun.state.store import default_root
+from craterun.state.store import Store, default_root
 
 
 def serve(
@@ -49,26 +49,23 @@ def serve(
     program, essence = thin.program(), _circumstances().essence()
     path = os.path.abspath(thin.socket_path())
     become_root()  # after which the default would be that of root
-    listener = take_passed() or listen(path)
-    try:
+    with closing(take_passed() or listen(path)) as listener:
+        Store(root).make_root()  # or every start would fail
         from craterun.cli.warm import get_ready
 
         get_ready()  # before the fork, so that the memory is shared
         pid, sock = spawn(Crew(_rehearse, _run))
-    except BaseException:
-        listener.close()
-        raise
-    from craterun.cli.serving import Serving
+        from craterun.cli.serving import Serving
 
-    serving = Serving(
-        root=root,
-        program=program,
-        essence=essence,
-        idle_seconds=idle_exit,
-        max_starts=max_parallel_starts,
-        leave=leave_running,
-    )
-    serving.run(listener, pid, sock, lambda: _ready(listener))
+        serving = Serving(
+            root=root,
+            program=program,
+            essence=essence,
+            idle_seconds=idle_exit,
+            max_starts=max_parallel_starts,
+            leave=leave_running,
+        )
+        serving.run(listener, pid, sock, lambda: _ready(listener))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -58,7 +59,8 @@ def listen(path: str) -> Listener:
         os.makedirs(folder, 0o711, exist_ok=True)
         lock = _lock(path)
     except OSError as error:
-        raise CraterunError(f"no server at {path}: {os.strerror(error.errno or 0)}") from error
+        number = errno.ENOTDIR if isinstance(error, FileExistsError) else error.errno or 0
+        raise CraterunError(f"no server at {path}: {os.strerror(number)}") from error
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     where = Fd(-1)
     try:
@@ -145,6 +147,9 @@ def take_passed() -> Listener | None:
     if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
         sock.close()
         raise UsageError("the socket that was passed is not a unix stream socket")
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        sock.close()
+        raise UsageError("the socket that was passed does not listen")
     sock.set_inheritable(False)
     sock.setblocking(False)
     return Listener(sock, str(sock.getsockname()), Fd(-1))

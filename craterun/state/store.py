@@ -110,13 +110,27 @@ class Store:
             if made:
                 _discard(path)
             if isinstance(error, OSError) and error.errno not in _NO_ROOM_HERE:
-                raise StateError(
-                    f"cannot create container state in {printable(self.root)}: "
-                    f"{os.strerror(error.errno or 0)}; use --root or CRATERUN_ROOT to keep it "
-                    "elsewhere"
-                ) from error
+                raise self._unusable(error.errno or 0) from error
             raise
         return fd
+
+    def make_root(self) -> None:
+        """Make the state directory, if there is none.
+
+        :raises StateError: it cannot be made, or something else is there
+        """
+        try:
+            os.makedirs(self.root, 0o711, exist_ok=True)
+        except FileExistsError as error:
+            raise self._unusable(errno.ENOTDIR) from error
+        except OSError as error:
+            raise self._unusable(error.errno or 0) from error
+
+    def _unusable(self, number: int) -> StateError:
+        return StateError(
+            f"cannot create container state in {printable(self.root)}: {os.strerror(number)}; "
+            "use --root or CRATERUN_ROOT to keep it elsewhere"
+        )
 
     def remove(self, record_or_id: Record | str) -> None:
         """Remove a container's folder and name. Its processes and cgroups are the caller's affair.

@@ -225,6 +225,49 @@ def test_systemd_hands_over_its_socket_and_is_told(cli: Cli, tmp_path: Path) -> 
     assert cli.record(container_id)["exit_code"] == 137
 
 
+def test_a_passed_socket_that_does_not_listen_is_refused(cli: Cli, tmp_path: Path) -> None:
+    code = (
+        "import os, socket, sys\n"
+        f"s = socket.socket(socket.AF_UNIX); s.bind({str(tmp_path / 'passed.sock')!r})\n"
+        "os.dup2(s.detach(), 9); os.dup2(9, 3)\n"
+        "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1')\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'craterun', 'serve'])\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "CRATERUN_ROOT": str(cli.state_root)},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert "does not listen" in helpers.the_complaint(finished, 125)
+
+
+def test_a_server_that_cannot_say_where_it_is_leaves_nothing(cli: Cli) -> None:
+    with open("/dev/full", "w") as full:
+        finished = subprocess.run(
+            cli.command("serve"),
+            env={**os.environ, "CRATERUN_ROOT": str(cli.state_root)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=120,
+            check=False,
+        )
+    assert finished.returncode == 125
+    assert b"No space left on device" in finished.stderr
+    assert b"Traceback" not in finished.stderr
+    assert os.listdir(cli.state_root) == []
+
+
+def test_a_state_directory_that_is_none_is_refused(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for root in ("file", "file/below"):
+        env = {"CRATERUN_ROOT": str(tmp_path / root)}
+        for options in ((), ("--socket", str(tmp_path / "serve.sock"))):
+            assert "Not a directory" in cli.refused("serve", *options, env=env)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
 def test_many_clients_at_once(cli: Cli, state_root: Path) -> None:
     with serving(state_root):
         results: list[helpers.Finished] = []
