@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
+from contextlib import closing, suppress
 
 import msgspec
 
@@ -108,6 +108,13 @@ def shutdown(*, leave_running: bool = False) -> int:
     with closing(sock):
         words = [frames.SHUTDOWN, frames.LEAVE_RUNNING] if leave_running else [frames.SHUTDOWN]
         sock.sendall(frames.frame(thin.hello(words, [])))
-        while sock.recv(4096):  # until the server is no more
-            continue
+        heard = False
+        with suppress(ConnectionError):
+            while sock.recv(4096):  # until the server is no more
+                heard = True
+    if not heard:
+        raise CraterunError(
+            f"the server at {path} did not listen: it has no room for another client, or is no "
+            "server of this version; SIGTERM ends it"
+        )
     return 0

@@ -16,6 +16,7 @@ import trio
 
 from craterun.core.errors import KeeperDiedError
 from craterun.core.spec import Spec
+from craterun.linux.fd import is_plentiful
 from craterun.linux.hostwatch import HostWatch
 from craterun.linux.shortage import require_room
 from craterun.serve import frames
@@ -193,13 +194,14 @@ class Server:
                 # Who waits goes on waiting, and so the socket stays readable: not at once.
                 await trio.sleep(_SHORTAGE_SECONDS)
                 continue
-            if _uid_of(client) != os.geteuid() or not self._has_room(client.fileno()):
+            if _uid_of(client) != os.geteuid() or not self._may_speak(client.fileno()):
                 client.close()  # it goes on without us
                 continue
+            has_room = self._has_room(client.fileno())
             client.setblocking(False)
             self._clients += 1
             self._note_change()
-            self._tasks.start_soon(self._attend, client)
+            self._tasks.start_soon(self._attend, client, has_room)
 
     def _has_room(self, number: int) -> bool:
         """Whether one more client leaves those descriptors alone that containers need.
@@ -212,10 +214,16 @@ class Server:
             return False
         return self._clients < self._max_clients
 
-    async def _attend(self, sock: socket.socket) -> None:
+    def _may_speak(self, number: int) -> bool:
+        """Whether one more client may say what it wants. If there is no room for a client, it is to
+        be declined, unless it wants our end: that must not be for want of room.
+        """
+        return is_plentiful(number + _FDS_TO_COME * (self._greeting + 1))
+
+    async def _attend(self, sock: socket.socket, has_room: bool) -> None:
         incoming = Incoming(sock)
         try:
-            await self._serve_client(sock, incoming)
+            await self._serve_client(sock, incoming, has_room=has_room)
         except (BrokenClientError, trio.TooSlowError):
             pass  # no client of ours, or one that has died
         except Exception:
@@ -226,7 +234,9 @@ class Server:
             self._clients -= 1
             self._note_change()
 
-    async def _serve_client(self, sock: socket.socket, incoming: Incoming) -> None:
+    async def _serve_client(
+        self, sock: socket.socket, incoming: Incoming, *, has_room: bool
+    ) -> None:
         self._greeting += 1
         try:
             with trio.fail_after(HELLO_SECONDS):
@@ -239,9 +249,11 @@ class Server:
         fds = incoming.take_fds()
         if hello.version == frames.VERSION and hello.arguments[:1] == [frames.SHUTDOWN.encode()]:
             close_all(fds)
+            with suppress(OSError):  # it has gone; its will is known
+                sock.send(frames.reply(frames.ACCEPTED), socket.MSG_NOSIGNAL)
             self.end(leave=frames.LEAVE_RUNNING.encode() in hello.arguments)
             sock.detach()  # closed by the kernel, when there is nothing left of us
-        elif len(fds) != frames.HELLO_DESCRIPTORS or not self._is_for_us(hello):
+        elif not has_room or len(fds) != frames.HELLO_DESCRIPTORS or not self._is_for_us(hello):
             close_all(fds)
             with suppress(OSError):  # it has gone
                 sock.send(frames.reply(frames.DECLINED), socket.MSG_NOSIGNAL)

@@ -38,7 +38,8 @@ def require_served(server: Server, cli: Cli) -> None:
 def fill(server: Server, cli: Cli) -> list[Live]:
     """Its containers when it has no room for another one."""
     ours: list[Live] = []
-    while (finished := cli("run", "--detach", "--", *SLEEP)).returncode == 0:
+    options = ("--detach", "--stop-timeout", "0")
+    while (finished := cli("run", *options, "--", *SLEEP)).returncode == 0:
         live = cli.live(finished.stdout.decode().strip())
         if parent(live.pid) != server.children()["craterun-keeper"]:
             return ours  # the client was not let in
@@ -83,6 +84,15 @@ def test_clients_do_not_take_the_descriptors_that_containers_need(
             assert (process.returncode, out, err) == (0, b"137\n", b"")
         require_served(server, limited)
         cli.ok("rm", "--force", *cli.ids())
+
+
+def test_a_server_without_room_for_clients_can_be_told_to_end(cli: Cli, state_root: Path) -> None:
+    prefix = ("prlimit", "--nofile=128:128")
+    with serving(state_root, prefix=prefix) as server:
+        ours = fill(server, cli.behind(*prefix))
+        assert cli.behind(*prefix).ok("shutdown") == ""
+        assert server.wait() == (0, b"")
+        assert {cli.record(one.id)["exit_code"] for one in ours} == {137}
 
 
 @pytest.mark.parametrize("own_cgroup", ["pids"], indirect=True)
