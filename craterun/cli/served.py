@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import NoReturn
 
@@ -11,7 +10,8 @@ import msgspec
 from craterun.core.errors import CraterunError
 from craterun.core.execspec import ExecSpec
 from craterun.core.spec import Spec
-from craterun.serve import desk
+from craterun.serve import desk, specs
+from craterun.serve.frames import MAX_REQUEST_BYTES
 
 
 class RunRequest(msgspec.Struct, forbid_unknown_fields=True, tag="run"):
@@ -50,13 +50,20 @@ class _AnsweredError(CraterunError):
 
 
 def encode(request: Request) -> bytes:
-    """Not msgspec's JSON: that has no way to say bytes of an argument that are no UTF-8."""
-    return json.dumps(msgspec.to_builtins(request)).encode()
+    """For the server.
+
+    :raises DeclinedError: it is larger than what the server takes; the client may even be told by
+        the kernel that it is too large for a command line
+    """
+    encoded = specs.encode(request)
+    if len(encoded) > MAX_REQUEST_BYTES:
+        raise desk.DeclinedError
+    return encoded
 
 
 def decode(data: bytes) -> Request:
     """What `encode` has encoded."""
-    request: Request = msgspec.convert(json.loads(data), Request)
+    request: Request = specs.decode(data, Request)  # type: ignore[arg-type]  # a union
     return request
 
 

@@ -30,7 +30,8 @@ from craterun.core.life import ExitStatus, Record
 from craterun.core.spec import Spec
 from craterun.core.units import argument_bytes
 from craterun.linux.fd import Fd
-from craterun.serve.frames import MAX_HELLO_BYTES
+from craterun.serve import specs
+from craterun.serve.frames import MAX_REQUEST_BYTES
 from craterun.serve.hello import BrokenClientError, Incoming
 from craterun.serve.jobs import Desk
 from craterun.serve.loans import (
@@ -41,7 +42,6 @@ from craterun.serve.loans import (
     Over,
     Refused,
     Signal,
-    encode_spec,
 )
 from craterun.state.journal import note
 from craterun.state.loghead import Head
@@ -153,8 +153,8 @@ class BorrowedSupervisor:
         :raises ShuttingDownError: the server is ending
         """
         require_executable(spec)
-        encoded = encode_spec(spec)
-        if len(encoded) > MAX_HELLO_BYTES:
+        encoded = specs.encode(spec)
+        if len(encoded) > MAX_REQUEST_BYTES:
             raise UsageError(f"a container described by {len(encoded)} bytes cannot be started")
         async with self._admission:
             self._count += 1

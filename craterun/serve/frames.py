@@ -15,6 +15,10 @@ from __future__ import annotations
 VERSION = 1
 MAX_HELLO_BYTES = 8 * 1024 * 1024
 """More than execve(2) takes, with the usual limit of the stack."""
+MAX_REQUEST_BYTES = MAX_HELLO_BYTES
+"""Of what a worker asks the server for: JSON, in which bytes that are no UTF-8 are three times as
+long. execve(2) takes 2 MiB of them, with the usual limit of the stack.
+"""
 MAX_SIGNAL_BYTES = 16
 HELLO_DESCRIPTORS = 4
 

@@ -19,6 +19,7 @@ from craterun.core.spec import Spec
 from craterun.linux import heap
 from craterun.linux.fd import Fd
 from craterun.linux.shortage import explained
+from craterun.serve import specs
 from craterun.serve.loans import (
     Closing,
     FromBorrower,
@@ -28,7 +29,6 @@ from craterun.serve.loans import (
     Over,
     Refused,
     Signal,
-    decode_spec,
 )
 from craterun.serve.workers import Worker
 from craterun.supervisor.container import Container
@@ -125,7 +125,9 @@ class Loan:
             raise ShuttingDownError("the server is being shut down")
         look_again, self._has_looked = not self._has_looked, True
         return await self._lender.begin(
-            decode_spec(message.spec), container_id=message.container_id, look_again=look_again
+            specs.decode(message.spec, Spec),
+            container_id=message.container_id,
+            look_again=look_again,
         )
 
     async def _tell(self, message: FromLender, fds: list[Fd] | None = None) -> None:

@@ -1,20 +1,16 @@
 """What a worker and the server say to each other of containers that the server looks after and the
 worker makes use of (`lending`, `borrowing`): a batch has many, and its own process all the same.
 
-The worker numbers them. Specs are JSON, since arguments may be bytes that are no UTF-8, which
-msgspec has no way to say.
+The worker numbers them.
 """
 
 from __future__ import annotations
-
-import json
 
 import msgspec
 
 from craterun.core import errors
 from craterun.core.errors import CraterunError, KernelRefusedError
 from craterun.core.life import Record
-from craterun.core.spec import Spec
 from craterun.state.loghead import Head
 from craterun.state.logindex import Stream
 
@@ -22,7 +18,7 @@ from craterun.state.logindex import Stream
 class Launch(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Start a container; answered by `Launched` and, in its time, `Over`, or by `Refused`.
 
-    :ivar spec: see `encode_spec`
+    :ivar spec: a `Spec`, by `specs.encode`
     :ivar head_bytes: how much of each output stream comes along with `Over`
     """
 
@@ -108,14 +104,3 @@ class Closing(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 FromBorrower = Launch | Signal
 FromLender = Launched | Refused | Over | Closing
-
-
-def encode_spec(spec: Spec) -> bytes:
-    """For `Launch`."""
-    text = json.dumps(msgspec.to_builtins(spec), ensure_ascii=False)
-    return text.encode("utf-8", "surrogatepass")
-
-
-def decode_spec(data: bytes) -> Spec:
-    """What `encode_spec` has encoded."""
-    return msgspec.convert(json.loads(data.decode("utf-8", "surrogatepass")), Spec)

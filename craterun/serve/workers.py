@@ -27,7 +27,8 @@ _READY = 2
 _BORN_FDS = 2
 """A worker's socket and its pidfd."""
 _FORK = b"fork"
-_MAX_MESSAGE_BYTES = 2 * frames.MAX_HELLO_BYTES
+_MAX_MESSAGE_BYTES = frames.MAX_REQUEST_BYTES + 4096
+"""A request with what is around it."""
 _spawner_decoder = msgspec.msgpack.Decoder(FromSpawner)
 _worker_decoder = msgspec.msgpack.Decoder(FromWorker)
 
@@ -71,12 +72,15 @@ class Worker:
             data, numbers = data[sent:], []
 
     async def receive(self) -> FromWorker | None:
-        """Its next message; None when it has ended."""
+        """Its next message; None when it has ended, or is about to."""
         try:
             payload = await self._incoming.receive(_MAX_MESSAGE_BYTES)
             return None if payload is None else _worker_decoder.decode(payload)
         except (BrokenClientError, msgspec.DecodeError):
-            return None  # killed in the middle of one
+            # Killed in the middle of one; or it says what it must not say, and would wait for ever
+            # for us to take the rest.
+            self.send_signal(signal.SIGKILL)
+            return None
 
     def send_signal(self, number: int) -> None:
         """Nothing if it has ended."""

@@ -21,7 +21,7 @@ from craterun.core.life import Record, State
 from craterun.core.limits import Limits
 from craterun.core.spec import Spec
 from craterun.linux.fd import Fd
-from craterun.serve import frames
+from craterun.serve import frames, specs
 from craterun.serve.borrowing import BorrowedSupervisor, borrow, require_executable
 from craterun.serve.hello import Incoming
 from craterun.serve.jobs import Desk
@@ -35,8 +35,6 @@ from craterun.serve.loans import (
     Over,
     Refused,
     Signal,
-    decode_spec,
-    encode_spec,
 )
 from craterun.state.loghead import Head
 from craterun.state.logindex import Stream
@@ -93,7 +91,7 @@ def test_a_spec_comes_as_it_went() -> None:
         name="x",
         timeout=0.5,
     )
-    assert decode_spec(encode_spec(spec)) == spec
+    assert specs.decode(specs.encode(spec), Spec) == spec
 
 
 @pytest.mark.parametrize(
@@ -135,7 +133,7 @@ async def test_a_container_is_what_the_server_says_of_it(tmp_path: Path) -> None
             message = await lender.hear()
             assert isinstance(message, Launch)
             assert (message.number, message.container_id, message.head_bytes) == (1, "id", 5)
-            assert decode_spec(message.spec) == SPEC
+            assert specs.decode(message.spec, Spec) == SPEC
             lender.tell(Launched(1, a_record(), has_input=True), [0])
             assert await lender.hear() == Signal(1, 15)
             lender.tell(Over(1, a_record(State.STOPPED, 3), (9, 2), (b"hello", b"no")))
@@ -233,7 +231,7 @@ async def test_a_container_whose_input_cannot_be_handed_over_did_not_start() -> 
     busy = Busy()
     async with trio.open_nursery() as tasks:
         loan = Loan(busy, busy, tasks)  # type: ignore[arg-type]  # as much as it needs of them
-        loan.take(Launch(1, encode_spec(SPEC), None, 0))
+        loan.take(Launch(1, specs.encode(SPEC), None, 0))
     assert busy.container.killed.is_set()
     assert busy.container.stdin.closed
     (answer,) = busy.told
