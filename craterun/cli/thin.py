@@ -252,6 +252,12 @@ class _Client:
         except OSError:
             return  # about to be noticed by whoever receives
 
+    def _take_effect(self, number: int) -> None:
+        """What a signal that we heed does to a process without a server."""
+        _signal.signal(number, self._before[number])
+        os.kill(os.getpid(), number)
+        _signal.signal(number, self._note)
+
     def _receive(self) -> tuple[int, int]:
         """The next reply; DECLINED if the server has gone."""
         data = b""
@@ -275,7 +281,9 @@ class _Client:
             if kind == frames.SIGNALED:
                 self._die_of(value)
             if kind == frames.SUSPENDED:
-                os.kill(os.getpid(), _signal.SIGSTOP)
+                # Not by SIGSTOP: where no shell is above us that could have us go on (an orphaned
+                # process group: ssh -t), the kernel ignores Ctrl-Z.
+                self._take_effect(_signal.SIGTSTP)
                 self._pass_on(_signal.SIGCONT)
             if kind == frames.DECLINED and value:
                 return

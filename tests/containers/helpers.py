@@ -168,9 +168,16 @@ class Cli:
         return the_complaint(finished, code)
 
     def start(
-        self, *arguments: str | bytes, pass_fds: Sequence[int] = (), stdin: int | None = None
+        self,
+        *arguments: str | bytes,
+        pass_fds: Sequence[int] = (),
+        stdin: int | None = None,
+        process_group: int | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Start in the background; killed and reaped when the test is over."""
+        """Start in the background; killed and reaped when the test is over.
+
+        :param process_group: 0: one of its own, as a shell's job has
+        """
         process = subprocess.Popen(
             self.command(*arguments),
             env=cli_environment(self.state_root, None),
@@ -178,6 +185,7 @@ class Cli:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=tuple(pass_fds),
+            process_group=process_group,
         )
         self._started.append(process)
         return process

@@ -255,7 +255,7 @@ def assert_ends_with(process: subprocess.Popen[bytes], live: helpers.Live) -> No
 
 def test_ctrl_z_stops_client_and_command(server: Server, cli: Cli) -> None:
     live = cli.detach("--", "sh", "-c", "read x; echo more; exec sleep 1000000")
-    process = cli.start("logs", "--follow", live.id)
+    process = cli.start("logs", "--follow", live.id, process_group=0)
     worker = server.busy_worker()
     process.send_signal(signal.SIGTSTP)
     _, status = os.waitpid(process.pid, os.WUNTRACED)
