@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _CANNOT_WRITE = 125
+_INTERRUPTED = 130
 
 
 def main() -> None:
@@ -29,12 +30,16 @@ def main() -> None:
             print(f"craterun: {os.strerror(error.errno or 0)}", file=sys.stderr)
             sys.exit(_CANNOT_WRITE)
         os._exit(0)  # nothing is open that had to be closed in order
-    from craterun.cli import thin
+    try:
+        from craterun.cli import thin
 
-    thin.try_server(thin.Options(sys.argv[1:]))
-    from craterun.cli.app import run_command_line
+        thin.try_server(thin.Options(sys.argv[1:]))
+        from craterun.cli.app import run_command_line
 
-    _leave(run_command_line(sys.argv[1:]))
+        code = run_command_line(sys.argv[1:])
+    except KeyboardInterrupt:  # before there was a command that could have taken it
+        code = _INTERRUPTED
+    _leave(code)
 
 
 def _leave(code: int) -> NoReturn:

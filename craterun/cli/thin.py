@@ -27,6 +27,8 @@ _PASSED_ON = (
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "user", "uts")
 _LONGEST_ADDRESS = 107
 """sun_path of unix(7), less its zero byte."""
+_ANSWER_SECONDS = 10
+"""A server answers at once. One that does not was stopped, or is ending: nobody waits for it."""
 
 
 class Options:
@@ -106,9 +108,12 @@ def try_server(options: Options) -> None:
 
 
 def connect(path: str) -> _socket.socket | None:
-    """A blocking connection to the server at ``path``; None if there is none."""
+    """A blocking connection to the server at ``path``; None if there is none, or none that takes
+    it or what is sent within `_ANSWER_SECONDS`.
+    """
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, _timeval(_ANSWER_SECONDS))
         if len(os.fsencode(path)) <= _LONGEST_ADDRESS:
             sock.connect(path)
         else:
@@ -122,6 +127,10 @@ def connect(path: str) -> _socket.socket | None:
         sock.close()
         return None
     return sock
+
+
+def _timeval(seconds: int) -> bytes:
+    return seconds.to_bytes(8, sys.byteorder) + bytes(8)
 
 
 def _is_in_background() -> bool:
@@ -194,6 +203,7 @@ class _Client:
         """Takes ownership of ``sock``."""
         self._socket = sock
         self._pending: list[int] = []
+        self._answered = False
         self._greeted = False
         self._before = {number: _signal.getsignal(number) for number in _PASSED_ON}
         self._heeded = [n for n, handler in self._before.items() if handler != _signal.SIG_IGN]
@@ -210,11 +220,11 @@ class _Client:
         if accepted:
             self._save_terminal()
             self._finish()
-        for number in self._heeded:
-            _signal.signal(number, self._before[number])
         self._socket.close()
         for number in self._pending:
-            os.kill(os.getpid(), number)
+            self._take_effect(number)
+        for number in self._heeded:
+            _signal.signal(number, self._before[number])
 
     def _greet(self, arguments: list[str]) -> bool:
         ignored = [n for n, handler in self._before.items() if handler == _signal.SIG_IGN]
@@ -232,6 +242,7 @@ class _Client:
                 self._socket.sendall(message[sent:], _socket.MSG_NOSIGNAL)
         finally:
             os.close(here)
+        self._await_answer()
         if self._receive()[0] != frames.ACCEPTED:
             return False
         self._greeted = True
@@ -243,8 +254,46 @@ class _Client:
     def _note(self, number: int, _: FrameType | None) -> None:
         if self._greeted:
             self._pass_on(number)
+        elif number == _signal.SIGWINCH or not self._withdraw():
+            self._pending.append(number)  # the answer is there, and about to be read
         else:
-            self._pending.append(number)  # the hello must not be interrupted by it
+            self._take_effect(number)
+
+    def _await_answer(self) -> None:
+        """Until there is something to receive, be it the end."""
+        limited = _socket.SOL_SOCKET, _socket.SO_RCVTIMEO
+        self._socket.setsockopt(*limited, _timeval(_ANSWER_SECONDS))
+        try:
+            self._socket.recv(1, _socket.MSG_PEEK)  # so that `_withdraw` still sees it
+        except BlockingIOError:
+            self._withdraw()
+        except ConnectionError:
+            pass  # which is an end, too
+        self._answered = True
+        self._socket.setsockopt(*limited, _timeval(0))
+
+    def _withdraw(self) -> bool:
+        """Take the request back; False if there is an answer already.
+
+        A server runs nothing before it has told us that it has accepted (`serve.attendance`), which
+        it cannot tell a connection that is shut down: unix(7) decides that under one lock. So what
+        was not accepted by then never will be, and may be run here.
+
+        It may accept between our look and the shutdown, though. Then its answer is still there to
+        be received, and we do not run the command once more; but the server takes us for a client
+        that was killed: it ends the command, and a container of ``run`` goes on. A signal that
+        kills us now has the same effect as one that comes a moment later and cannot be passed on.
+        """
+        if self._answered:
+            return False
+        try:
+            self._socket.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._socket.shutdown(_socket.SHUT_RDWR)
+            return True
+        except OSError:
+            return False
+        return False
 
     def _pass_on(self, number: int) -> None:
         try:

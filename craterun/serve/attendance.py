@@ -113,7 +113,10 @@ class Attendance:
             self._reply(reply)
 
     async def _run(self) -> bytes | None:
-        self._reply(frames.reply(frames.ACCEPTED))
+        # Nothing is run before this is said: a client that could not be told has died, or has taken
+        # its request back, and runs the command itself.
+        if not self._reply(frames.reply(frames.ACCEPTED)):
+            return None
         try:
             self._worker = await self._house.workers.take()
         except NoWorkerError:
@@ -209,8 +212,10 @@ class Attendance:
             if number != signal.SIGCONT and len(self._sent) < _PENDING_SIGNALS:
                 self._sent.append(number)
 
-    def _reply(self, data: bytes) -> None:
+    def _reply(self, data: bytes) -> bool:
+        """Whether that was possible; if not, it is gone, or reads nothing of what we write."""
         try:
             self._socket.send(data, socket.MSG_NOSIGNAL)
         except OSError:
-            return  # gone, or it reads nothing of what we write
+            return False
+        return True

@@ -7,7 +7,8 @@ two small integers, of which the client looks at the second byte and the last.
 
 The client begins with a hello, along with four descriptors: its standard streams and its working
 directory. It may write signals after that. The server answers DECLINED, after which the client
-does everything by itself, or ACCEPTED, and in the end one of the others.
+does everything by itself, or ACCEPTED, and in the end one of the others. Before ACCEPTED was
+written, it does nothing for the client, which until then can take its request back.
 """
 
 from __future__ import annotations

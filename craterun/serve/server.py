@@ -255,7 +255,7 @@ class Server:
             sock.detach()  # closed by the kernel, when there is nothing left of us
         elif not has_room or len(fds) != frames.HELLO_DESCRIPTORS or not self._is_for_us(hello):
             close_all(fds)
-            with suppress(OSError):  # it has gone
+            with suppress(OSError):  # it has not waited for that
                 sock.send(frames.reply(frames.DECLINED), socket.MSG_NOSIGNAL)
         else:
             attendance = Attendance(self, sock, incoming, hello, payload, fds)

@@ -48,6 +48,77 @@ _CLIENT = """
 """
 
 
+_SILENT = """
+    import os
+    import signal
+    import socket
+
+    from craterun.cli import thin
+    from craterun.serve import frames
+
+    ours, theirs = socket.socketpair()
+
+
+    class Told:
+        # Something happens as soon as the server has been told.
+        def sendmsg(self, buffers, ancillary, flags):
+            sent = ours.sendmsg(buffers, ancillary, flags)
+            {then}
+            return sent
+
+        def __getattr__(self, name):
+            return getattr(ours, name)
+
+
+    try:
+        thin._Client(Told()).run(["ps"])
+        print("run here")
+    except KeyboardInterrupt:
+        print("interrupted")
+    try:
+        theirs.send(frames.reply(frames.ACCEPTED))
+        print("accepted")
+    except BrokenPipeError:
+        print("told that nobody waits any more")
+"""
+
+
+def run_client(code: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        capture_output=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env=os.environ,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("then", "output"),
+    [
+        ("pass", b"run here\n"),
+        ("os.kill(os.getpid(), signal.SIGINT)", b"interrupted\n"),
+        (
+            "theirs.send(frames.reply(frames.DECLINED)); os.kill(os.getpid(), signal.SIGINT)",
+            b"interrupted\n",
+        ),
+        ("os.kill(os.getpid(), signal.SIGWINCH)", b"run here\n"),
+    ],
+    ids=["nothing", "interrupt", "declined", "window"],
+)
+def test_what_a_server_has_not_accepted_in_time_it_cannot_accept_any_more(
+    then: str, output: bytes
+) -> None:
+    """And so it may be run here, or not at all."""
+    code = _SILENT.replace("{then}", then).replace(
+        "ours, theirs =", "thin._ANSWER_SECONDS = 1\n    ours, theirs ="
+    )
+    finished = run_client(code)
+    expected = output + b"told that nobody waits any more\n"
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, expected, b"")
+
+
 @pytest.mark.parametrize(
     ("received", "replies", "code", "output"),
     [
@@ -62,12 +133,5 @@ _CLIENT = """
 def test_a_server_that_closes_at_once(
     received: str, replies: bytes, code: int, output: bytes
 ) -> None:
-    finished = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(_CLIENT), received, replies.hex()],
-        capture_output=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        env=os.environ,
-        timeout=60,
-    )
+    finished = run_client(_CLIENT, received, replies.hex())
     assert (finished.returncode, finished.stdout) == (code, output), finished.stderr
