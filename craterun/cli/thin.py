@@ -25,6 +25,13 @@ _PASSED_ON = (
     _signal.SIGUSR2, _signal.SIGWINCH, _signal.SIGTSTP,
 )  # fmt: skip
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "user", "uts")
+_NOT_EVERYWHERE = (
+    "/proc/self/personality", "/proc/self/coredump_filter", "/proc/self/timerslack_ns",
+    "/proc/self/attr/current",
+)  # fmt: skip
+"""What a process inherits, if the kernel was built with it; the last is for security modules."""
+_FIRST_MAPPING_BYTES = 64
+"""The kernel looks at no more mappings than it has to."""
 _LONGEST_ADDRESS = 107
 """sun_path of unix(7), less its zero byte."""
 _ANSWER_SECONDS = 10
@@ -171,7 +178,15 @@ def circumstances() -> list[frames.Packable]:
     """What a container inherits from who starts it (`serve.hello.Circumstances`)."""
     links = [os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES]
     root = os.stat("/")
-    others = [str(os.getpriority(os.PRIO_PROCESS, 0)).encode(), _read("/proc/self/oom_score_adj")]
+    numbers = (
+        os.getpriority(os.PRIO_PROCESS, 0),
+        os.sched_getscheduler(0),
+        os.sched_getparam(0).sched_priority,
+    )
+    others = [str(numbers).encode(), _read("/proc/self/oom_score_adj")]
+    others += map(_read_if_any, _NOT_EVERYWHERE)
+    # The policy for memory of the program itself is that of the process, unlike that of its heap.
+    others += _read_if_any("/proc/self/numa_maps", _FIRST_MAPPING_BYTES).split(None, 2)[1:2]
     if os.geteuid() != 0:
         others.append(_read("/proc/self/cgroup"))  # containers are put below it
     return [
@@ -183,12 +198,19 @@ def circumstances() -> list[frames.Packable]:
     ]
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, size: int = 16384) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return os.read(fd, 16384)
+        return os.read(fd, size)
     finally:
         os.close(fd)
+
+
+def _read_if_any(path: str, size: int = 16384) -> bytes:
+    try:
+        return _read(path, size)
+    except OSError:
+        return b"-"
 
 
 def _encodings() -> bytes:

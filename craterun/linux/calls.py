@@ -46,6 +46,10 @@ _NR_MOUNT_SETATTR = 442
 _NR_KEYCTL = {
     "x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280,
 }.get(os.uname().machine, -1)  # fmt: skip
+_NR_IOPRIO_GET = {
+    "x86_64": 252, "aarch64": 31, "riscv64": 31, "ppc64le": 274, "s390x": 283,
+}.get(os.uname().machine, -1)  # fmt: skip
+_IOPRIO_WHO_PROCESS = 1
 
 
 class _CloneArgs(ctypes.Structure):
@@ -77,6 +81,7 @@ _close_range = _prototype("syscall", c_long, c_uint, c_uint, c_uint)
 _prctl = _prototype("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 _prctl_name = _prototype("prctl", c_int, c_char_p, c_ulong, c_ulong, c_ulong)
 _keyctl = _prototype("syscall", c_long, c_long, c_void_p)
+_ioprio_get = _prototype("syscall", c_long, c_int, c_int)
 _inotify_init1 = _prototype("inotify_init1", c_int)
 _inotify_add_watch = _prototype("inotify_add_watch", c_int, c_char_p, c_uint)
 _mmap = _prototype("mmap", c_void_p, c_size_t, c_int, c_int, c_int, c_long)
@@ -202,6 +207,14 @@ def new_session_keyring() -> None:
         error = _fail("keyctl")
         if error.errno != 38:  # ENOSYS: nothing there to be reached
             raise error
+
+
+def io_priority(pid: int) -> int:
+    """Class and level of a process, as ioprio_get(2) has them; 0 stands for this one."""
+    value: int = _ioprio_get(_NR_IOPRIO_GET, _IOPRIO_WHO_PROCESS, pid)
+    if value < 0:
+        raise _fail("ioprio_get")
+    return value
 
 
 def shared_integers(count: int) -> tuple[tuple[int, int], Any]:

@@ -31,7 +31,7 @@ class Circumstances(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     :ivar limits: /proc/self/limits
     :ivar namespaces: what the links in /proc/self/ns say
     :ivar root: device and inode of the root directory
-    :ivar others: priority, oom_score_adj and the like
+    :ivar others: priority, scheduling policy, oom_score_adj, personality(2) and the like
     """
 
     status: bytes
@@ -49,7 +49,7 @@ class Circumstances(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
 
 _INHERITED = (
     b"Umask:", b"Uid:", b"Gid:", b"Groups:", b"SigBlk:", b"Cap", b"NoNewPrivs:", b"Seccomp:",
-    b"Cpus_allowed:", b"Mems_allowed:",
+    b"Speculation", b"THP_enabled:", b"Cpus_allowed:", b"Mems_allowed:",
 )  # fmt: skip
 
 

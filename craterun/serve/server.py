@@ -16,6 +16,7 @@ import trio
 
 from craterun.core.errors import KeeperDiedError
 from craterun.core.spec import Spec
+from craterun.linux import calls
 from craterun.linux.fd import is_plentiful
 from craterun.linux.hostwatch import HostWatch
 from craterun.linux.shortage import require_room
@@ -194,7 +195,8 @@ class Server:
                 # Who waits goes on waiting, and so the socket stays readable: not at once.
                 await trio.sleep(_SHORTAGE_SECONDS)
                 continue
-            if _uid_of(client) != os.geteuid() or not self._may_speak(client.fileno()):
+            uid = _credentials_of(client)[1]
+            if uid != os.geteuid() or not self._may_speak(client.fileno()):
                 client.close()  # it goes on without us
                 continue
             has_room = self._has_room(client.fileno())
@@ -253,7 +255,11 @@ class Server:
                 sock.send(frames.reply(frames.ACCEPTED), socket.MSG_NOSIGNAL)
             self.end(leave=frames.LEAVE_RUNNING.encode() in hello.arguments)
             sock.detach()  # closed by the kernel, when there is nothing left of us
-        elif not has_room or len(fds) != frames.HELLO_DESCRIPTORS or not self._is_for_us(hello):
+        elif (
+            not has_room
+            or len(fds) != frames.HELLO_DESCRIPTORS
+            or not self._is_for_us(hello, sock)
+        ):
             close_all(fds)
             with suppress(OSError):  # it has not waited for that
                 sock.send(frames.reply(frames.DECLINED), socket.MSG_NOSIGNAL)
@@ -268,7 +274,7 @@ class Server:
                 self._attendances.remove(attendance)
                 self._starters.discard(attendance)
 
-    def _is_for_us(self, hello: Hello) -> bool:
+    def _is_for_us(self, hello: Hello, sock: socket.socket) -> bool:
         """Whether a container that we start is the same as one that the client starts."""
         return (
             not self._ending.is_set()
@@ -277,6 +283,7 @@ class Server:
             and hello.program == self._ours.program
             and hello.real_root == self._ours.real_root
             and hello.circumstances.essence() == self._ours.essence
+            and _has_our_io_priority(_credentials_of(sock)[0])
         )
 
     # --- containers -------------------------------------------------------------------------------
@@ -382,7 +389,19 @@ class Server:
         await self._change.wait()
 
 
-def _uid_of(sock: socket.socket) -> int:
+def _credentials_of(sock: socket.socket) -> tuple[int, int, int]:
+    """Pid, uid and gid of who has connected."""
     size = _CREDENTIALS.size
     packed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    return int(_CREDENTIALS.unpack(packed)[1])
+    pid, uid, gid = _CREDENTIALS.unpack(packed)
+    return pid, uid, gid
+
+
+def _has_our_io_priority(pid: int) -> bool:
+    """The one thing that a container inherits and that no file in /proc tells: the client, which
+    imports nothing, has no way to find out.
+    """
+    try:
+        return calls.io_priority(pid) == calls.io_priority(0)
+    except OSError as error:
+        return error.errno == errno.ENOSYS  # or it has died
