@@ -169,6 +169,7 @@ def batch(
         raise UsageError(f"--rm and --keep {keep} contradict each other")
     if not 0 <= retries <= _MAX_RETRIES:
         raise UsageError(f"--retries {retries} is not between 0 and {_MAX_RETRIES}")
+    desk.leave_to_client(output)
     asked = {
         "command": command or None,
         "rootfs": rootfs,
@@ -277,18 +278,13 @@ def _open(file: str) -> int:
     """The input. What only the client itself can open or read is left to it.
 
     :raises OSError: it cannot be opened
+    :raises DeclinedError: this is a worker of a server, and it is for the client to open
     """
     if file == "-":
         desk.leave_terminal_alone()
         return 0
-    try:
-        source = os.open(file, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError:
-        if desk.current is not None:
-            raise desk.DeclinedError from None  # one of its descriptors, as of <(…), or no file
-        raise
-    if desk.current is not None and os.isatty(source):
-        raise desk.DeclinedError
+    desk.leave_to_client(file)
+    source = os.open(file, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
     if stat.S_ISDIR(os.fstat(source).st_mode):
         raise UsageError(f"{printable(file)} is a directory, not a file of jobs")
     return source

@@ -133,6 +133,7 @@ def run(
     if limits is not None and limits.cpu is not None and command and command[0].isdigit():
         # Unquoted, the period is taken for the command's name.
         raise UsageError(f"--cpu takes one argument: --cpu '{limits.cpu} {command[0]}'")
+    desk.leave_to_client(cidfile, rootfs if rootfs.startswith("/proc/") else None)
     keys = parse_keys(detach_keys) if detach_keys and tty and interactive else b""
     variables = {**read_env_files(env_file or ()), **dict(map(parse_env, env or ()))}
     spec = Request(

@@ -99,7 +99,7 @@ def hand_over(spec: Spec, cidfile: str | None, *, attach: bool, quiet: bool) -> 
     :param cidfile: a file that is claimed already
     """
     assert desk.current is not None
-    path = None if cidfile is None else os.path.abspath(cidfile)
+    path = None if cidfile is None else os.path.realpath(cidfile)
     desk.current.hand_over(encode(RunRequest(spec, attach, quiet, path)))
 
 
