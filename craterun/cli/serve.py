@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing, suppress
+from contextlib import closing
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,8 +16,11 @@ from craterun.linux.userns import become_root
 from craterun.serve import frames
 from craterun.serve.hello import Circumstances
 from craterun.serve.jobs import Crew, spawn
-from craterun.serve.listener import Listener, listen, notify, take_passed
+from craterun.serve.listener import Listener, listen, notify, take_passed, wait_for_end
 from craterun.state.store import Store, default_root
+
+if TYPE_CHECKING:
+    from _socket import socket
 
 
 def serve(
@@ -49,7 +53,8 @@ def serve(
     program, essence = thin.program(), _circumstances().essence()
     path = os.path.abspath(thin.socket_path())
     become_root()  # after which the default would be that of root
-    with closing(take_passed() or listen(path)) as listener:
+    listener = take_passed() or listen(path)
+    try:
         Store(root).make_root()  # or every start would fail
         from craterun.cli.warm import get_ready
 
@@ -66,6 +71,9 @@ def serve(
             leave=leave_running,
         )
         serving.run(listener, pid, sock, lambda: _ready(listener))
+    finally:
+        listener.close()
+        listener.release()
     return 0
 
 
@@ -94,27 +102,59 @@ def _run(arguments: list[str]) -> int:
 def shutdown(*, leave_running: bool = False) -> int:
     """End the server that craterun serve has started; returns when it has ended.
 
-    Its containers are stopped as by craterun stop.
+    Its containers are stopped as by craterun stop. A server that is ending already is waited for.
 
     Parameters
     ----------
     leave_running
         Do not stop them: another supervisor looks after them.
     """
-    path = thin.socket_path()
+    path = os.path.abspath(thin.socket_path())
+    words = [frames.SHUTDOWN, frames.LEAVE_RUNNING] if leave_running else [frames.SHUTDOWN]
     sock = thin.connect(path)
-    if sock is None:
-        raise CraterunError(f"there is no server at {path}")
-    with closing(sock):
-        words = [frames.SHUTDOWN, frames.LEAVE_RUNNING] if leave_running else [frames.SHUTDOWN]
-        sock.sendall(frames.frame(thin.hello(words, [])))
-        heard = False
-        with suppress(ConnectionError):
-            while sock.recv(4096):  # until the server is no more
-                heard = True
-    if not heard:
-        raise CraterunError(
-            f"the server at {path} did not listen: it has no room for another client, or is no "
-            "server of this version; SIGTERM ends it"
-        )
+    if sock is not None:
+        with closing(sock):
+            answers = _answers(sock, frames.frame(thin.hello(words, [])))
+        if answers:
+            _require_end(path, ended=frames.EXITED in answers)
+            return 0
+        if os.path.exists(path):
+            raise CraterunError(f"the server at {path} does not let us in: {_why_not(path)}")
+    if leave_running:
+        raise CraterunError(f"there is no server at {path}, or it is ending already")
+    _require_end(path, ended=wait_for_end(path))
     return 0
+
+
+def _answers(sock: socket, message: bytes) -> list[int]:
+    """What kinds of replies the server has sent until it was no more; none if it has not let us in.
+
+    :raises CraterunError: it does not even read what we say
+    """
+    received = b""
+    try:
+        sock.sendall(message)
+        while data := sock.recv(4096):
+            received += data
+    except BlockingIOError:
+        raise CraterunError("the server does not answer") from None
+    except ConnectionError:
+        pass  # it has closed without a look at what we say, as it does to strangers
+    size = len(frames.reply(frames.ACCEPTED))
+    replies = (received[start + 4 : start + size] for start in range(0, len(received), size))
+    return [frames.kind_and_value(reply)[0] for reply in replies]
+
+
+def _why_not(path: str) -> str:
+    owner = os.stat(path).st_uid
+    if owner != os.geteuid():
+        return f"it is for user {owner}"
+    return "it has as many clients as it may have, or is of another version"
+
+
+def _require_end(path: str, *, ended: bool) -> None:
+    if not ended:
+        raise CraterunError(
+            f"the server at {path} was killed before it had ended; containers that it ran live on: "
+            "see craterun ps"
+        )

@@ -38,15 +38,20 @@ class Listener:
         self._identity = identity
 
     def close(self) -> None:
-        """Close it, and remove what `listen` has made, so that clients do not even ask. What
+        """Close it, and remove the file that `listen` has made, so that clients do not even ask. What
         somebody has put in its place meanwhile is left to them. Nothing happens the second time.
         """
-        if not self._lock.closed:
-            # Before they are closed: until then, no other file has their inodes.
-            _remove(self.path, self._identity)
-            _remove(f"{self.path}.lock", _identity(os.fstat(self._lock.fileno())))
+        # Before it is closed: until then, no other file has its inode.
+        identity, self._identity = self._identity, None
+        if identity is not None:
+            _remove(self.path, identity)
         self.socket.close()
-        self._lock.close()
+
+    def release(self) -> None:
+        """Remove the lock: the server has done all that it does at its end (`wait_for_end`)."""
+        if not self._lock.closed:
+            _remove(f"{self.path}.lock", _identity(os.fstat(self._lock.fileno())))
+            self._lock.close()
 
 
 def listen(path: str) -> Listener:
@@ -114,6 +119,27 @@ def _lock(path: str) -> Fd:
 
 def _identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino
+
+
+def wait_for_end(path: str) -> bool:
+    """Wait for a server that lets no one in any more, since it is ending.
+
+    Returns whether it has removed its lock at its end; otherwise it was killed before.
+
+    :raises CraterunError: there is none
+    """
+    try:
+        lock = Fd(os.open(f"{path}.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+    except OSError:
+        raise CraterunError(f"there is no server at {path}") from None
+    try:
+        fcntl.flock(lock.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        raise CraterunError(f"there is no server at {path}")  # a dead one has left that
+    except BlockingIOError:
+        fcntl.flock(lock.fileno(), fcntl.LOCK_SH)
+        return not _is_at(f"{path}.lock", _identity(os.fstat(lock.fileno())))
+    finally:
+        lock.close()
 
 
 def _is_at(path: str, identity: Identity | None) -> bool:

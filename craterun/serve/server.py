@@ -114,6 +114,7 @@ class Server:
         self._greeting = 0
         self._attendances: set[Attendance] = set()
         self._starters: set[Attendance] = set()
+        self._enders: list[int] = []
         self._impatient = False
         self._change = trio.Event()
         self._ending = trio.Event()
@@ -170,6 +171,7 @@ class Server:
             else:
                 await self._stop_containers()
             tasks.cancel_scope.cancel()
+        self._announce_end()
         if self._death is not None:
             raise self._death
         return self._leave
@@ -178,6 +180,13 @@ class Server:
         """It has taken the containers along, and nothing more can be started."""
         self._death = await self.supervisor.wait_keeper_death()
         self.end()
+
+    def _announce_end(self) -> None:
+        """To those who have asked for it, and wait until there is nothing left of this process."""
+        self._listener.release()
+        for number in self._enders:
+            with suppress(OSError):  # it has not waited
+                os.write(number, frames.reply(frames.EXITED))
 
     # --- clients ----------------------------------------------------------------------------------
 
@@ -254,7 +263,7 @@ class Server:
             with suppress(OSError):  # it has gone; its will is known
                 sock.send(frames.reply(frames.ACCEPTED), socket.MSG_NOSIGNAL)
             self.end(leave=frames.LEAVE_RUNNING.encode() in hello.arguments)
-            sock.detach()  # closed by the kernel, when there is nothing left of us
+            self._enders.append(sock.detach())  # closed by the kernel, with all of us
         elif (
             not has_room
             or len(fds) != frames.HELLO_DESCRIPTORS
