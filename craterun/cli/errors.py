@@ -12,11 +12,13 @@ def explained(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, CraterunError):
         return str(error), error.exit_code
     if isinstance(error, OSError):
+        if error.errno is None:  # ours or a library's, not the kernel's: it has a text only
+            return printable(str(error)) or type(error).__name__, 125
         where = f"{printable(str(error.filename))}: " if error.filename else ""
         from craterun.linux.shortage import cause
 
-        why = cause(error.errno or 0)
-        return f"{where}{os.strerror(error.errno or 0)}{why and '; '}{why}", 125
+        why = cause(error.errno)
+        return f"{where}{os.strerror(error.errno)}{why and '; '}{why}", 125
     return None
 
 
