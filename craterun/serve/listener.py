@@ -38,8 +38,8 @@ class Listener:
         self._identity = identity
 
     def close(self) -> None:
-        """Close it, and remove the file that `listen` has made, so that clients do not even ask. What
-        somebody has put in its place meanwhile is left to them. Nothing happens the second time.
+        """Close it, and remove the file that `listen` has made, so that clients do not even ask.
+        What somebody has put in its place is left to them. Nothing happens the second time.
         """
         # Before it is closed: until then, no other file has its inode.
         identity, self._identity = self._identity, None
