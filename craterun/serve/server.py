@@ -265,9 +265,7 @@ class Server:
             self.end(leave=frames.LEAVE_RUNNING.encode() in hello.arguments)
             self._enders.append(sock.detach())  # closed by the kernel, with all of us
         elif (
-            not has_room
-            or len(fds) != frames.HELLO_DESCRIPTORS
-            or not self._is_for_us(hello, sock)
+            not has_room or len(fds) != frames.HELLO_DESCRIPTORS or not self._is_for_us(hello, sock)
         ):
             close_all(fds)
             with suppress(OSError):  # it has not waited for that

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -100,21 +101,21 @@ def test_containers_can_be_left_to_a_successor(cli: Cli, state_root: Path, how: 
 
 @pytest.mark.parametrize("options", [(), ("--leave-running",)], ids=["stop", "leave"])
 def test_a_start_under_way_at_its_end_is_finished(
-    cli: Cli, state_root: Path, tmp_path: Path, options: tuple[str, ...]
+    cli: Cli, state_root: Path, options: tuple[str, ...]
 ) -> None:
     """Its client was let in, and could not know what has been done."""
-    fifo = tmp_path / "some.env"
-    os.mkfifo(fifo)
     with serving(state_root) as server:
-        slow = ("--detach", "--env-file", str(fifo), "--stop-timeout", "0")
-        starting = cli.start("run", *slow, "--", *SLEEP)
-        server.busy_worker()
+        workers = server.workers()
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        before = len(server.descriptors())
+        starting = cli.start("run", "--detach", "--stop-timeout", "0", "--", *SLEEP)
+        # Its three streams and its directory have come.
+        until(lambda: len(server.descriptors()) > before + 3)
         ending = cli.start("shutdown", *options)
-        deadline = time.monotonic() + helpers.PATIENCE_SECONDS
-        while server.path.exists():
-            assert time.monotonic() < deadline
-            os.sched_yield()
-        fifo.write_text("A=1\n")
+        until(lambda: not server.path.exists())
+        for worker in workers:
+            os.kill(worker, signal.SIGCONT)
         out, err = starting.communicate(timeout=60)
         assert (starting.returncode, err) == (0, b"")
         assert server.wait() == (0, b"")
@@ -122,6 +123,14 @@ def test_a_start_under_way_at_its_end_is_finished(
     running = cli.ok("ps", "--format", "json").count('"status": "running"')
     assert running == len(options)
     assert {out.decode().strip()} == cli.ids()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """By looking again and again at what nothing tells of."""
+    deadline = time.monotonic() + helpers.PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        os.sched_yield()
 
 
 def test_a_server_whose_socket_was_removed_ends_in_good_order(cli: Cli, state_root: Path) -> None:
