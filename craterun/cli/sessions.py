@@ -132,7 +132,7 @@ class CommandLineSessions:
 
 async def _start(house: Server, request: Request) -> str:
     if isinstance(request, ExecRequest):
-        return str((await house.supervisor.execute_spec(request.container, request.spec)).pid)
+        return str((await house.execute(request.container, request.spec)).pid)
     container = await house.begin(request.spec)
     await container.recorded()
     return container.id
@@ -163,7 +163,7 @@ async def _run(house: Server, request: Request, console: PeerConsole) -> int:
 
 async def _execute(house: Server, request: ExecRequest, console: PeerConsole) -> int:
     with console.signals() as signals:
-        execution = await house.supervisor.execute_spec(request.container, request.spec)
+        execution = await house.execute(request.container, request.spec)
         try:
             await accompany_execution(execution, request.spec, signals, console)
             status = await execution.wait()

@@ -22,6 +22,7 @@ class Listener:
     """A listening unix socket that nobody but its user can open.
 
     :ivar socket: non-blocking
+    :ivar is_passed: it is somebody else's, who goes on listening
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Listener:
         self.path = path
         self._lock = lock
         self._identity = identity
+        self.is_passed = identity is None
 
     def close(self) -> None:
         """Close it, and remove the file that `listen` has made, so that clients do not even ask.

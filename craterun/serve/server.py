@@ -9,7 +9,7 @@ import resource
 import socket
 import struct
 from contextlib import suppress
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import trio
@@ -18,11 +18,9 @@ from craterun.core.errors import KeeperDiedError
 from craterun.core.spec import Spec
 from craterun.linux import calls
 from craterun.linux.fd import is_plentiful
-from craterun.linux.hostwatch import HostWatch
 from craterun.linux.shortage import require_room
 from craterun.serve import frames
 from craterun.serve.attendance import Attendance, Peer
-from craterun.serve.ending import stop
 from craterun.serve.hello import (
     HELLO_SECONDS,
     BrokenClientError,
@@ -34,9 +32,14 @@ from craterun.serve.hello import (
 )
 from craterun.serve.jobs import Answer
 from craterun.serve.listener import Listener
+from craterun.serve.started import Change, Started
 from craterun.serve.workers import Workers
 from craterun.supervisor.container import Container
+from craterun.supervisor.execution import Execution
 from craterun.supervisor.main import Supervisor
+
+if TYPE_CHECKING:
+    from craterun.core.execspec import ExecSpec
 
 logger = logging.getLogger("craterun")
 
@@ -106,17 +109,15 @@ class Server:
         self._sessions = sessions
         self._ours = ours
         self._idle_seconds = idle_seconds
-        self._host = HostWatch()
         self._budget = Budget(_UNFINISHED_BYTES)
-        self._containers: dict[str, Container] = {}
-        self._beginning = 0
         self._clients = 0
         self._greeting = 0
         self._attendances: set[Attendance] = set()
         self._starters: set[Attendance] = set()
         self._enders: list[int] = []
         self._impatient = False
-        self._change = trio.Event()
+        self._change = Change()
+        self._started = Started(supervisor, self._change)
         self._ending = trio.Event()
         self._leave = False
         self._death: KeeperDiedError | None = None
@@ -128,13 +129,13 @@ class Server:
 
         :param leave: the containers are to go on, looked after by a successor
         """
-        self._leave = self._leave or leave
-        self._ending.set()
+        if not self._ending.is_set():
+            self._leave = leave
+            self._ending.set()
 
     def kill(self) -> None:
         """For when somebody does not want to wait for containers to end."""
-        for container in self._containers.values():
-            container.kill()
+        self._started.kill()
 
     async def serve(self) -> bool:
         """Until `end`, or until it was idle for long enough.
@@ -146,25 +147,22 @@ class Server:
         try:
             return await self._serve()
         finally:
-            self._host.close()
+            self._started.close()
 
     async def _serve(self) -> bool:
         async with trio.open_nursery() as tasks:
             tasks.start_soon(self.workers.serve)
             self.workers.refill()
             self._tasks = tasks
-            with trio.CancelScope() as accepting:
-
-                async def stop_accepting() -> None:
-                    await self._ending.wait()
-                    accepting.cancel()
-
-                tasks.start_soon(stop_accepting)
-                tasks.start_soon(self._end_without_keeper)
-                if self._idle_seconds is not None:
-                    tasks.start_soon(self._end_when_idle, self._idle_seconds)
-                await self._accept()
-            self._listener.close()
+            accepting = trio.CancelScope()
+            tasks.start_soon(self._accept_within, accepting)
+            tasks.start_soon(self._end_without_keeper)
+            if self._idle_seconds is not None:
+                tasks.start_soon(self._end_when_idle, self._idle_seconds)
+            await self._ending.wait()
+            if not self._listener.is_passed:  # which stays open, so that who comes has to be told
+                accepting.cancel()
+                self._listener.close()
             tasks.start_soon(self._lose_patience)
             if self._leave:
                 await self._leave_containers()
@@ -190,6 +188,10 @@ class Server:
 
     # --- clients ----------------------------------------------------------------------------------
 
+    async def _accept_within(self, scope: trio.CancelScope) -> None:
+        with scope:
+            await self._accept()
+
     async def _accept(self) -> None:
         sock = self._listener.socket
         while True:
@@ -211,7 +213,7 @@ class Server:
             has_room = self._has_room(client.fileno())
             client.setblocking(False)
             self._clients += 1
-            self._note_change()
+            self._change.note()
             self._tasks.start_soon(self._attend, client, has_room)
 
     def _has_room(self, number: int) -> bool:
@@ -243,7 +245,7 @@ class Server:
             incoming.close()
             sock.close()
             self._clients -= 1
-            self._note_change()
+            self._change.note()
 
     async def _serve_client(
         self, sock: socket.socket, incoming: Incoming, *, has_room: bool
@@ -301,7 +303,7 @@ class Server:
 
     async def run(self, request: bytes, peer: Peer) -> int:
         """Run a container in the foreground of ``peer``; the exit code."""
-        self._note_change()  # its attendance is attached now
+        self._change.note()  # its attendance is attached now
         return await self._sessions.run(self, request, peer)
 
     @property
@@ -317,28 +319,23 @@ class Server:
         :param look_again: the host and root directories may have changed
         :raises CraterunError: whatever `Supervisor.start` raises
         """
-        if look_again:
-            self.supervisor.look_again(at_host=self._host.has_changed())
-        self._beginning += 1
-        try:
-            container = await self.supervisor.start(spec, container_id=container_id)
-            self._containers[container.id] = container
-            self._tasks.start_soon(self._forget_at_end, container)
-        finally:
-            self._beginning -= 1
-            self._note_change()
-        return container
+        return await self._started.begin(
+            self._tasks, spec, container_id=container_id, look_again=look_again
+        )
 
-    async def _forget_at_end(self, container: Container) -> None:
-        await container.wait()
-        del self._containers[container.id]
-        self._note_change()
+    async def execute(self, container: str, spec: ExecSpec) -> Execution:
+        """Run a command in a container for a session; it is ended at the end of the server.
+
+        :param container: id, prefix or name
+        :raises CraterunError: whatever `Supervisor.execute` raises
+        """
+        return await self._started.execute(self._tasks, container, spec)
 
     def _is_starting(self) -> bool:
         """Whether there may be another container in a moment, of a client who was let in before
         the end: it has been told that we do its work, and cannot tell what we have done of it.
         """
-        if self._beginning:
+        if self._started.beginning:
             return True
         starting = (one for one in self._starters if not one.is_attached)
         return not self._impatient and any(starting)
@@ -347,53 +344,37 @@ class Server:
         """With commands that do not get as far as to start something."""
         await trio.sleep(_GOODBYE_SECONDS)
         self._impatient = True
-        self._note_change()
+        self._change.note()
 
     async def _leave_containers(self) -> None:
         """A successor finds each of them on record."""
         recorded = set[str]()
-        while self._is_starting() or self._containers.keys() - recorded:
-            for container in list(self._containers.values()):
-                if container.id not in recorded:
-                    recorded.add(container.id)
-                    await container.recorded()
+        while await self._started.record(recorded) or self._is_starting():
             if self._is_starting():
-                await self._wait_change()
+                await self._change.wait()
 
     async def _stop_containers(self) -> None:
         """As ``craterun stop`` does; then see those off who were attached."""
         for attendance in self._attendances:
             attendance.announce_end()
-        asked = set[str]()
-        while self._containers or self._is_starting():
-            # Those that were just being started come later.
-            for container in self._containers.values():
-                if container.id not in asked:
-                    asked.add(container.id)
-                    self._tasks.start_soon(stop, container, self.supervisor.store)
-            await self._wait_change()
+        asked = set[object]()
+        while self._started or self._is_starting():
+            await self._started.stop(asked, self._tasks)  # and those that come later, next time
         with trio.move_on_after(_GOODBYE_SECONDS):
             while any(attendance.is_attached for attendance in self._attendances):
-                await self._wait_change()
+                await self._change.wait()
 
     # --- idleness ---------------------------------------------------------------------------------
 
     async def _end_when_idle(self, seconds: float) -> None:
         while True:
-            while self._clients or self._containers:
-                await self._wait_change()
+            while self._clients or self._started:
+                await self._change.wait()
             with trio.move_on_after(seconds) as patience:
-                await self._wait_change()
-            if patience.cancelled_caught and not self._clients:
+                await self._change.wait()
+            if patience.cancelled_caught and not self._clients and not self._started:
                 self.end()
                 return
-
-    def _note_change(self) -> None:
-        self._change.set()
-        self._change = trio.Event()
-
-    async def _wait_change(self) -> None:
-        await self._change.wait()
 
 
 def _credentials_of(sock: socket.socket) -> tuple[int, int, int]:

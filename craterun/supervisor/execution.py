@@ -132,6 +132,17 @@ class Execution:
         except (ProcessLookupError, ValueError):
             raise ContainerNotRunningError("the command has ended") from None
 
+    async def stop(self) -> None:
+        """Ask it to end; if it does not within its time, kill it and all that it has started."""
+        with suppress(ContainerNotRunningError):
+            self.send_signal(self._spec.stop_signal)
+            self._was_ended = True
+            with trio.move_on_after(self._spec.stop_seconds) as patience:
+                await self.wait()
+            if patience.cancelled_caught:
+                self.kill()
+        await self.wait()
+
     def kill(self) -> None:
         """SIGKILL to all that it has started; nothing if it is over."""
         try:
@@ -168,13 +179,9 @@ class Execution:
                 await link.release(self._launched)
 
     async def _stop_after(self, seconds: float) -> None:
-        """Then, ask it to end; kill it if it does not."""
         await trio.sleep(seconds)
-        with suppress(ContainerNotRunningError):
-            self.send_signal(self._spec.stop_signal)
-            self._was_ended = self.timed_out = True
-            await trio.sleep(self._spec.stop_seconds)
-            self.kill()
+        self.timed_out = not self._launched.exited.is_set()
+        await self.stop()
 
     async def _clear(self) -> None:
         """The command has ended: what is in its cgroup ends as well, or is the container's now."""

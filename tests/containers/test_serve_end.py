@@ -133,6 +133,31 @@ def until(condition: Callable[[], bool]) -> None:
         os.sched_yield()
 
 
+@pytest.mark.parametrize("deaf", [False, True], ids=["heeds", "deaf"])
+@pytest.mark.parametrize("timeout", [(), ("--timeout", "1000")], ids=["", "timeout"])
+def test_commands_in_containers_of_others_end_with_it(
+    cli: Cli, state_root: Path, rootfs: Path, timeout: tuple[str, ...], *, deaf: bool
+) -> None:
+    """The containers do not."""
+    first = cli.detach("--no-serve", "--rootfs", str(rootfs), "--", *SLEEP)
+    gate = helpers.Gate(rootfs / "up")
+    try:
+        with serving(state_root) as server:
+            trap = "'' TERM" if deaf else "'echo bye >/up; exit' TERM"
+            script = f"trap {trap}; echo up >/up; while :; do sleep 0.05; done"
+            options = ("--detach", *timeout, "--stop-timeout", "0.3" if deaf else "1000")
+            pid = int(cli.ok("exec", *options, first.id, "--", "sh", "-c", script))
+            assert gate.wait() == b"up\n"
+            cli.ok("shutdown")
+            assert server.wait() == (0, b"")
+            wait_exit(pid)
+            if not deaf:
+                assert gate.wait() == b"bye\n"
+    finally:
+        gate.close()
+    assert cli.live(first.id).pid == first.pid
+
+
 def test_a_server_whose_socket_was_removed_ends_in_good_order(cli: Cli, state_root: Path) -> None:
     with serving(state_root) as server:
         live = detach_obliging(cli)

@@ -19,6 +19,7 @@ from tests.serving import Server, serving
 
 cli = helpers.cli
 own_cgroup = host_limits_helpers.own_cgroup
+make_gate = helpers.make_gate
 OBLIGING = ("sh", "-c", "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.1; done")
 NOTHING_IS_FREE = 4
 """A limit of open files below which everything is in use."""
@@ -162,14 +163,18 @@ def test_more_clients_than_the_soft_limit_of_open_files_and_nobody_inherits_anot
 
 
 def test_containers_have_their_time_at_the_end_where_no_descriptor_is_free(
-    cli: Cli, state_root: Path
+    cli: Cli, state_root: Path, rootfs: Path, make_gate: Callable[[Path], helpers.Gate]
 ) -> None:
     """Nothing is opened to stop them; a thread that could not do so would have killed them all."""
+    up, gate = make_gate(rootfs / "up"), make_gate(rootfs / "gate")
+    script = "trap 'read x </gate; exit 5' TERM; echo >/up; while :; do sleep 0.1; done"
     with serving(state_root) as server:
         started = [cli.start("run", "--attach", "--", *OBLIGING) for _ in range(3)]
         for process in started:
             assert read_line(process) == "ready"
-        keen = detach_obliging(cli, "--restart", "always")
+        inside = ("--rootfs", str(rootfs), "--", "sh", "-c", script)
+        keen = cli.detach("--restart", "always", "--stop-timeout", "1000", *inside)
+        up.wait()
         had = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (NOTHING_IS_FREE, had[1]))
         server.process.send_signal(signal.SIGTERM)
@@ -177,6 +182,7 @@ def test_containers_have_their_time_at_the_end_where_no_descriptor_is_free(
         for process in started:
             assert read_line(process) == "bye"
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, had)
+        gate.open()
         assert server.wait() == (0, b"")
         for process in started:
             assert process.wait(60) == 5
