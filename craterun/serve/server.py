@@ -355,8 +355,9 @@ class Server:
 
     async def _stop_containers(self) -> None:
         """As ``craterun stop`` does; then see those off who were attached."""
-        for attendance in self._attendances:
-            attendance.announce_end()
+        if self._death is None:  # else there is something else to be told, of each container
+            for attendance in self._attendances:
+                attendance.announce_end()
         asked = set[object]()
         while self._started or self._is_starting():
             await self._started.stop(asked, self._tasks)  # and those that come later, next time
