@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -76,6 +76,14 @@ class Server:
         """Until it has ended."""
         _, stderr = self.process.communicate(timeout=2 * PATIENCE_SECONDS)
         return self.process.returncode, stderr
+
+
+def look_until(condition: Callable[[], object]) -> None:
+    """By looking again and again at what nothing tells of."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        os.sched_yield()
 
 
 def children(pid: int) -> list[int]:

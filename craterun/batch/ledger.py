@@ -288,12 +288,13 @@ class Ledger:
                 f"{printable(self._running_path)}: {os.strerror(error.errno or 0)}"
             ) from error
 
-    def close(self, *, containers_left: bool) -> None:
-        """Write no more.
+    def forget_killed(self) -> None:
+        """Of batches that were killed, no container is left that has not been seen through."""
+        self._running = msgspec.structs.replace(self._running, killed=())
 
-        :param containers_left: there may still be containers of batches that were killed
-        """
-        if containers_left and self._running.killed:
+    def close(self) -> None:
+        """Write no more; no container of this batch is left."""
+        if self._running.killed:
             secret, *killed = self._running.killed
             with suppress(CraterunError):  # the next one has a secret more to try, then
                 self._write_running(

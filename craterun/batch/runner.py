@@ -80,7 +80,6 @@ class Batch:
         self._turn = trio.Lock()
         self._reading = trio.CancelScope()
         self._halted = False
-        self._has_seen_all = False
         self._ending = trio.Event()
         self._killing = False
         self._running: set[Running] = set()
@@ -100,17 +99,10 @@ class Batch:
         async with trio.open_nursery() as self._tasks, trio.open_nursery() as workers:
             for _ in range(self._options.jobs):
                 workers.start_soon(self._work)
-        self._has_seen_all = not self._halted
+        if self._ledger is not None and not self._halted:
+            self._ledger.forget_killed()
         if self._broken is not None:
             raise self._broken
-
-    @property
-    def may_leave_containers(self) -> bool:
-        """Whether there may still be containers of a killed batch that this one goes on with: of
-        lines that it has not come to.
-        """
-        crashed = self._ledger is not None and self._ledger.crashed
-        return crashed and not self._has_seen_all
 
     # --- ending it early --------------------------------------------------------------------------
 

@@ -79,19 +79,14 @@ async def conduct(
     :param closing: set when all containers are ended from without
     """
     sink = OutputSink(1)
-    containers_left = ledger is not None and ledger.crashed
     try:
         with trio.open_signal_receiver(*(n for n in heeded() if n in _ENDING)) as signals:
             async with hosting() as host:
-                conductor = _Conductor(options, ends, ledger, host, sink)
-                try:
-                    return await conductor.run(signals, closing)
-                finally:
-                    containers_left = conductor.may_leave_containers
+                return await _Conductor(options, ends, ledger, host, sink).run(signals, closing)
     finally:
         sink.close()
         if ledger is not None:
-            ledger.close(containers_left=containers_left)
+            ledger.close()
 
 
 class _Conductor:
@@ -120,11 +115,6 @@ class _Conductor:
         if not ends.quiet and BatchView.is_wanted():
             lines, size = self._batch.lines, _size(ends.source)
             self._view = BatchView(self._batch.counts, lambda: lines.consumed, size)
-
-    @property
-    def may_leave_containers(self) -> bool:
-        """See `Batch`."""
-        return self._batch.may_leave_containers
 
     async def run(self, signals: AsyncIterator[int], closing: trio.Event | None) -> int:
         """To the end. Returns the exit code."""

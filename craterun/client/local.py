@@ -98,17 +98,29 @@ def _end_for_good(store: Store, record: Record, number: int) -> Record:
 
 
 def _send(store: Store, record: Record, pidfd: Fd, number: int) -> None:
-    """Send a signal to the first process, and note it in the journal before.
-
-    Before, since the container's supervisor looks there when it has to tell whether a SIGKILL was
-    ours or the OOM killer's; so it is not noted for a process that was dying already.
+    """Send a signal to the first process, which is noted before.
 
     :raises ProcessLookupError: it has ended
+    """
+    note_signal(store, record, number)
+    signal.pidfd_send_signal(pidfd.fileno(), number)
+
+
+def note_signal(store: Store, record: Record, number: int) -> None:
+    """Note in the journal that the first process is about to be sent a signal.
+
+    Before it is, since the container's supervisor looks there when it has to tell whether a SIGKILL
+    was ours or the OOM killer's; so it is not noted for a process that was dying already.
     """
     process = record.process
     if process is not None and not is_process_doomed(process.pid, process.start_time):
         note(store.root, signaled(record.id, record.name, number))
-    signal.pidfd_send_signal(pidfd.fileno(), number)
+
+
+def wake(store: Store, record: Record) -> None:
+    """Let a container go on if it is paused: otherwise it could not handle a signal."""
+    if pausing.wake(record):
+        note(store.root, event(EventType.UNPAUSED, record.id, record.name))
 
 
 def pause(store: Store, text: str) -> str:
@@ -218,8 +230,7 @@ def stop(
             pidfd = Fd(open_process(record.process))
             stopping[len(results) - 1] = (record, pidfd)
             _send(store, record, pidfd, record.stop_signal if number is None else number)
-            if pausing.wake(record):
-                note(store.root, event(EventType.UNPAUSED, record.id, record.name))
+            wake(store, record)
         except ProcessLookupError:
             if record.status is State.RESTARTING:
                 store.wait_unsupervised(record.id)  # it has no process, and gets none any more

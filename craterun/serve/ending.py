@@ -14,14 +14,11 @@ from contextlib import suppress
 
 import trio
 
-from craterun.client import pausing
+from craterun.client import local
 from craterun.core.errors import ContainerNotRunningError, CraterunError
-from craterun.core.events import EventType, event
 from craterun.core.life import Record
 from craterun.core.restart import Condition
-from craterun.linux.oom import is_process_doomed
 from craterun.linux.shortage import explained
-from craterun.state.journal import note, signaled
 from craterun.state.restart import request_end
 from craterun.state.store import Store
 from craterun.supervisor.container import Container
@@ -39,7 +36,7 @@ async def stop(container: Container, store: Store) -> None:
     with suppress(ContainerNotRunningError):
         # Which also sees to it that it is not started again.
         container.send_signal(record.stop_signal)
-    await _try(_wake, store, record)
+    await _try(local.wake, store, record)
     with trio.move_on_after(record.stop_seconds) as patience:
         await container.wait()
     if patience.cancelled_caught:
@@ -61,12 +58,4 @@ def _announce(store: Store, record: Record, number: int) -> None:
     """Before the signal. Whoever takes over from us, should we die now, is to know of it, too."""
     if record.restart.condition is not Condition.NO:
         request_end(store.path(record.id))
-    process = record.process
-    if process is not None and not is_process_doomed(process.pid, process.start_time):
-        note(store.root, signaled(record.id, record.name, number))
-
-
-def _wake(store: Store, record: Record) -> None:
-    """Let a paused container go on: otherwise it could not handle the signal."""
-    if pausing.wake(record):
-        note(store.root, event(EventType.UNPAUSED, record.id, record.name))
+    local.note_signal(store, record, number)

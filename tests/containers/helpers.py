@@ -284,6 +284,12 @@ class Gate:
         """Until the container writes; what it wrote."""
         return read_some(self._fd)
 
+    def wait_for(self, lines: int) -> None:
+        """Until containers have written so many lines, since the last time."""
+        seen = b""
+        while seen.count(b"\n") < lines:
+            seen += self.wait()
+
     def open(self) -> None:
         """Let the container's ``read`` return."""
         os.write(self._fd, b"go\n")

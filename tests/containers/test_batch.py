@@ -283,9 +283,7 @@ def test_a_terminal_that_goes_away_takes_no_job_with_it(
         arguments = ("--rootfs", str(rootfs), "--jobs", "2", "-o", str(results))
         process = window.run(cli, "batch", str(tmp_path / "jobs"), *arguments, ignored=ignored)
         window.until(lambda lines: any("0 done, 2 running" in line for line in lines))
-        seen = up.wait()
-        while len(seen) < 2:
-            seen += up.wait()
+        up.wait_for(2)
         window.hang_up()
         if ignored:
             gate.open()

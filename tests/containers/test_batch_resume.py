@@ -325,9 +325,7 @@ def test_what_runs_is_known_until_a_batch_has_come_to_it(
     rest = as_lines(once("echo >/up; read x </gate", key) for key in ("b", "c"))
     job.input.write_bytes(rest)
     process = job.start("--jobs", "2")
-    seen = up.wait()
-    while len(seen) < 2:
-        seen += up.wait()
+    up.wait_for(2)
     before = cli.ids()
     job.kill(process)
     if how == "fail-fast":

@@ -156,9 +156,7 @@ def test_the_second_signal_kills(cli: Cli, rootfs: Path, make_gate: MakeGate) ->
     batch = Producer(cli, rootfs, "--jobs", "2", "--stop-timeout", "1000")
     batch.write(*[sh("trap 'echo >/up' TERM; echo >/up; while :; do sleep 1000 & wait; done")] * 2)
     for _ in range(2):
-        seen = b""
-        while len(seen) < 2:
-            seen += up.wait()
+        up.wait_for(2)
         batch.process.send_signal(signal.SIGTERM)
     code, results, _ = batch.rest()
     assert code == 143

@@ -23,7 +23,7 @@ from tests.containers.helpers import (
     wait_reaped,
 )
 from tests.leaks import open_descriptors
-from tests.serving import Server, comm, serving
+from tests.serving import Server, comm, look_until, serving
 
 cli = helpers.cli
 
@@ -95,10 +95,8 @@ def test_signals_that_the_server_ignores_are_not_ignored_by_commands(
         assert waiting.wait(60) == -signal.SIGQUIT
         deaf = cli.behind(*ignoring).start("wait", live.id)
         worker = helpers.Live(running.busy_worker())
-        deadline = time.monotonic() + helpers.PATIENCE_SECONDS
-        while not int(worker.status()["SigIgn"], 16) & 1 << (signal.SIGQUIT - 1):
-            assert time.monotonic() < deadline  # it has its streams before that
-            os.sched_yield()
+        # It has its streams before that.
+        look_until(lambda: int(worker.status()["SigIgn"], 16) & 1 << (signal.SIGQUIT - 1))
         deaf.kill()
         deaf.wait(60)
 
@@ -260,10 +258,8 @@ def test_ctrl_z_stops_client_and_command(server: Server, cli: Cli) -> None:
     process.send_signal(signal.SIGTSTP)
     _, status = os.waitpid(process.pid, os.WUNTRACED)
     assert os.WIFSTOPPED(status)
-    deadline = time.monotonic() + helpers.PATIENCE_SECONDS
-    while state(worker) != "T":  # it has been sent the signal, but may have to be scheduled for it
-        assert time.monotonic() < deadline
-        os.sched_yield()
+    # It has been sent the signal, but may have to be scheduled for it.
+    look_until(lambda: state(worker) == "T")
     process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == -signal.SIGTERM

@@ -8,15 +8,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.containers import helpers
 from tests.containers.helpers import SLEEP, Cli, detach_obliging, read_line, wait_exit
-from tests.serving import children, serving
+from tests.serving import children, look_until, serving
 
 cli = helpers.cli
 OBLIGING = ("sh", "-c", "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.1; done")
@@ -111,9 +109,9 @@ def test_a_start_under_way_at_its_end_is_finished(
         before = len(server.descriptors())
         starting = cli.start("run", "--detach", "--stop-timeout", "0", "--", *SLEEP)
         # Its three streams and its directory have come.
-        until(lambda: len(server.descriptors()) > before + 3)
+        look_until(lambda: len(server.descriptors()) > before + 3)
         ending = cli.start("shutdown", *options)
-        until(lambda: not server.path.exists())
+        look_until(lambda: not server.path.exists())
         for worker in workers:
             os.kill(worker, signal.SIGCONT)
         out, err = starting.communicate(timeout=60)
@@ -123,14 +121,6 @@ def test_a_start_under_way_at_its_end_is_finished(
     running = cli.ok("ps", "--format", "json").count('"status": "running"')
     assert running == len(options)
     assert {out.decode().strip()} == cli.ids()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """By looking again and again at what nothing tells of."""
-    deadline = time.monotonic() + helpers.PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        os.sched_yield()
 
 
 @pytest.mark.parametrize("deaf", [False, True], ids=["heeds", "deaf"])

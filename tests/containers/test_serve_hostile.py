@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import socket
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from craterun.cli import thin
 from craterun.serve import frames
 from tests.containers import helpers
 from tests.containers.helpers import SLEEP, Cli, Live, read_line
-from tests.serving import Server, serving
+from tests.serving import Server, look_until, serving
 
 cli = helpers.cli
 READY_WORKERS = 2
@@ -50,10 +49,7 @@ def require_unharmed(server: Server, cli: Cli, live: Live, descriptors: int) -> 
     finished = cli("run", "--attach", "--", "echo", "hello")
     assert (finished.returncode, finished.stdout) == (0, b"hello\n")
     assert cli.live(live.id).pid == live.pid
-    deadline = time.monotonic() + helpers.PATIENCE_SECONDS
-    while len(server.descriptors()) > descriptors:
-        assert time.monotonic() < deadline, server.descriptors()
-        os.sched_yield()
+    look_until(lambda: len(server.descriptors()) <= descriptors)
     assert server.process.poll() is None
 
 
@@ -198,10 +194,7 @@ def test_a_client_that_floods_with_stops_and_reads_nothing(
     socket.send_fds(sock, [message], [null, null, null, here])
     os.close(null)
     os.close(here)
-    deadline = time.monotonic() + helpers.PATIENCE_SECONDS
-    while len(cli.ids()) < 2:
-        assert time.monotonic() < deadline
-        os.sched_yield()
+    look_until(lambda: len(cli.ids()) >= 2)
     stop = frames.frame(bytes([20]))
     for _ in range(200):
         sock.sendall(stop * 100)

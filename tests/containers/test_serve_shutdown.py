@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 from tests.conftest import cli_environment
 from tests.containers import helpers
 from tests.containers.helpers import Cli, Live, read_line
-from tests.serving import Server, serving
+from tests.serving import Server, look_until, serving
 
 pytestmark = pytest.mark.no_server  # each has one of its own
 cli = helpers.cli
@@ -49,13 +48,12 @@ def ending(server: Server, cli: Cli) -> Ending:
 
 def wait_locking(pid: int) -> None:
     """Until a process waits for a lock (proc_locks(5))."""
-    deadline = time.monotonic() + helpers.PATIENCE_SECONDS
-    while True:
+
+    def waits() -> bool:
         lines = (line.split() for line in Path("/proc/locks").read_text().splitlines())
-        if any(words[1] == "->" and words[5] == str(pid) for words in lines):
-            return
-        assert time.monotonic() < deadline
-        os.sched_yield()
+        return any(words[1] == "->" and words[5] == str(pid) for words in lines)
+
+    look_until(waits)
 
 
 def test_a_server_that_is_killed_before_it_has_ended_has_not(

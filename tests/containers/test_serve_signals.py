@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pty
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +13,7 @@ import pytest
 from tests.conftest import cli_environment
 from tests.containers import helpers
 from tests.containers.helpers import Cli, read_some
-from tests.serving import Server
+from tests.serving import Server, look_until
 
 pytestmark = pytest.mark.no_server  # each has one of its own
 cli = helpers.cli
@@ -32,13 +31,8 @@ def stopped(server: Server) -> Iterator[None]:
 
 def wait_heeding(pid: int) -> None:
     """Until a client has a handler for signals that it passes on: it is about to ask the server."""
-    deadline = time.monotonic() + helpers.PATIENCE_SECONDS
-    while True:
-        caught = int(helpers.Live(pid).status()["SigCgt"], 16)
-        if caught >> (signal.SIGUSR1 - 1) & 1:
-            return
-        assert time.monotonic() < deadline
-        os.sched_yield()
+    bit = signal.SIGUSR1 - 1
+    look_until(lambda: int(helpers.Live(pid).status()["SigCgt"], 16) >> bit & 1)
 
 
 def require_nothing_was_run(cli: Cli) -> None:

@@ -31,8 +31,10 @@ def ledger(
     opened = Ledger(str(path), root, resume=resume, rerun_failed=rerun_failed, attempts=3)
     try:
         yield opened
+        if not containers_left:
+            opened.forget_killed()
     finally:
-        opened.close(containers_left=containers_left)
+        opened.close()
 
 
 @contextmanager
