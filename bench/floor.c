@@ -17,10 +17,12 @@
 #include <linux/magic.h>
 #include <linux/sched.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
@@ -37,6 +39,7 @@
 const char *const hierarchies[HIERARCHIES_MAX] = {"unified", "memory", "pids", "cpu"};
 
 int parents[HIERARCHIES_MAX];
+int blank;
 static char parent_paths[HIERARCHIES_MAX][4096];
 static int messages; /* stderr, which the containers do not get */
 static volatile sig_atomic_t interrupted;
@@ -65,8 +68,7 @@ static int start(struct slot *slot, const char *rootfs)
 	char name[16];
 	int pidfd = -1, cgroup = -1;
 	struct clone_args args = {
-		.flags = CLONE_PIDFD | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC
-		         | CLONE_NEWNET,
+		.flags = CLONE_PIDFD | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET,
 		.pidfd = (unsigned long)&pidfd,
 		.exit_signal = SIGCHLD,
 	};
@@ -150,6 +152,30 @@ static int run(const char *rootfs, unsigned count, unsigned concurrency)
 	return failed ? -1 : 0;
 }
 
+static int make_blank(void)
+{
+	int home = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
+	int here = open(".", O_PATH | O_CLOEXEC), context = -1, root = -1;
+
+	if (home < 0 || here < 0 || unshare(CLONE_NEWNS) < 0
+	    || (blank = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC)) < 0
+	    || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0
+	    || (context = fsopen("tmpfs", FSOPEN_CLOEXEC)) < 0
+	    || fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) < 0
+	    || (root = fsmount(context, FSMOUNT_CLOEXEC, MOUNT_ATTR_RDONLY)) < 0
+	    || move_mount(root, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH) < 0
+	    || fchdir(root) < 0 || syscall(SYS_pivot_root, ".", ".") < 0
+	    || umount2(".", MNT_DETACH) < 0 || setns(home, CLONE_NEWNS) < 0 || fchdir(here) < 0) {
+		complain("make", "the blank mount namespace");
+		return -1;
+	}
+	close(home);
+	close(here);
+	close(context);
+	close(root);
+	return 0;
+}
+
 static int make_parents(const char *cgroup_name)
 {
 	for (size_t i = 0; i < HIERARCHIES_MAX; i++)
@@ -214,7 +240,7 @@ int main(int argc, char **argv)
 	sigaction(SIGTERM, &action, NULL);
 	snprintf(default_name, sizeof default_name, "craterun-floor-%d", getpid());
 
-	int failed = make_parents(argc > 4 ? argv[4] : default_name) < 0;
+	int failed = make_blank() < 0 || make_parents(argc > 4 ? argv[4] : default_name) < 0;
 	clock_gettime(CLOCK_MONOTONIC, &begin);
 	failed = failed || run(argv[1], count, concurrency) < 0;
 	clock_gettime(CLOCK_MONOTONIC, &end);

@@ -7,6 +7,9 @@
 extern const char *const hierarchies[HIERARCHIES_MAX];
 /* Our own cgroup in each, or -1 where the host has no such hierarchy. */
 extern int parents[HIERARCHIES_MAX];
+/* A mount namespace with nothing in it but an empty directory: copying it and
+ * mounting there costs less than copying the host's and leaving by pivot_root. */
+extern int blank;
 
 void complain(const char *what, const char *which);
 

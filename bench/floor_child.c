@@ -130,8 +130,12 @@ static void join_cgroups(const char *name)
 
 static void enter_rootfs(const char *rootfs)
 {
-	must(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL), "make private", "/");
+	struct mount_attr private = {.propagation = MS_PRIVATE};
 	int tree = clone_mount(AT_FDCWD, rootfs, AT_RECURSIVE);
+	must(mount_setattr(tree, "", AT_EMPTY_PATH | AT_RECURSIVE, &private, sizeof private),
+	     "make private", rootfs);
+	must(setns(blank, CLONE_NEWNS), "enter", "the blank mount namespace");
+	must(unshare(CLONE_NEWNS), "unshare", "mounts");
 	attach(tree, "/");
 	must(fchdir(tree), "fchdir", rootfs);
 	close(tree);
@@ -270,8 +274,7 @@ _Noreturn void become_container(const char *rootfs, const char *name)
 	join_cgroups(name);
 	enter_rootfs(rootfs);
 	mount_all();
-	must(syscall(SYS_pivot_root, ".", "."), "pivot_root", rootfs);
-	must(umount2(".", MNT_DETACH), "umount", "the old root");
+	must(chroot("."), "chroot", rootfs);
 	must(chdir("/"), "chdir", "/");
 	umask(022);
 	must(sethostname(name, strlen(name)), "sethostname", name);

@@ -63,7 +63,7 @@ class Assembler:
     def open(self, slot: object, name: str, *arguments: Any) -> int:
         """A call that opens the descriptor of ``slot``. Returns its number."""
         used = set(self.slots.values())
-        number = next(n for n in range(op.JOIN_FD, op.JOIN_FD + len(used) + 1) if n not in used)
+        number = next(n for n in range(op.GIVEN_FD, op.GIVEN_FD + len(used) + 1) if n not in used)
         self.call(name, *arguments, wanted=number)
         self.slots[slot] = number
         return number

@@ -30,6 +30,8 @@ _CLONE_HINTS = {
     e.EPERM: "creating namespaces is not permitted here",
     e.EMFILE: "the limit on open files is reached (ulimit -n)",
 }
+_INITRAMFS = "the host's root is an initramfs, which pivot_root cannot leave"
+_ONE_USER = "in a container started without root, 0 is the only user and group"
 _SHORTAGES = (e.EAGAIN, e.EMFILE, e.ENFILE, e.ENOMEM)
 _ELF_MACHINES = {
     0x03: "i386", 0x08: "MIPS", 0x15: "PowerPC64", 0x16: "s390", 0x28: "ARM", 0x3E: "x86-64",
@@ -52,10 +54,10 @@ def explain(
     if kind == b"x":
         return CraterunError(f"internal error while starting the container: {printable(text)}")
     if number < 0:
-        hint = cause or _CLONE_HINTS.get(errno, "")
         call = text.decode() if kind == b"c" else f"open {printable(text)}"
-        if errno == e.EINVAL and call == "fchown":
-            hint = "in a container started without root, 0 is the only user and group"
+        hint = cause or _CLONE_HINTS.get(errno, "")
+        if errno == e.EINVAL:
+            hint = {"fchown": _ONE_USER, "pivot_root": _INITRAMFS}.get(call, "")
         return KernelRefusedError("start a process", call, "", errno, hint)
     failed, call = plan.origin(number)
     if kind == b"c" and text:
@@ -101,11 +103,13 @@ def _hint(failed: s.Step, errno: int) -> str:
     if errno == e.EPERM:
         return "the process lacks a capability, or a security module forbids it"
     if errno == e.EINVAL and isinstance(failed, s.Credentials):
-        return "in a container started without root, 0 is the only user and group"
+        return _ONE_USER
     if errno == e.ENODEV and isinstance(failed, m.NewFilesystem):
         return "this kernel was built without that filesystem"
     if errno == e.EINVAL and isinstance(failed, m.PivotRoot):
-        return "the host's root is an initramfs, which pivot_root cannot leave"
+        return _INITRAMFS
+    if errno == e.EINVAL and isinstance(failed, m.CloneTree) and failed.below < 0:
+        return "it is on an unbindable mount (mount --make-private changes that)"
     if errno == e.EAGAIN and isinstance(failed, s.ForkInside | s.Init):
         return "the container's limit on processes is reached (craterun update --pids)"
     if errno in (e.ENOENT, e.ESRCH, e.ENODEV) and isinstance(failed, s.OpenCgroup | s.EnterCgroup):

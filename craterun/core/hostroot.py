@@ -85,16 +85,31 @@ def etc_steps(hostname: str) -> list[s.Step]:
 
 
 @cache
-def bind_steps(host: HostFacts) -> tuple[s.Step, ...]:
-    """Attach the root and bind the host's programs into it, all read-only and without setuid."""
-    paths = ["usr", *(name for name, link in host.usr_entries if not link)]
-    plan: list[s.Step] = [m.EnterRoot()]
-    plan += [_bind(path.encode(), op.TARGET_DIRECTORY) for path in paths]
+def clone_steps(host: HostFacts) -> tuple[s.Step, ...]:
+    """Take the host's programs, all read-only and without setuid, from where its files are."""
+    return tuple(
+        m.CloneTree(slot, b"/" + path, _READONLY, private=True)
+        for slot, (path, _) in enumerate(_from_host(host), op.SLOT_HOST)
+    )
+
+
+@cache
+def attach_steps(host: HostFacts) -> tuple[s.Step, ...]:
+    """Put them into the root."""
+    return tuple(
+        m.Attach(slot, path, how, close=True)
+        for slot, (path, how) in enumerate(_from_host(host), op.SLOT_HOST)
+    )
+
+
+def _from_host(host: HostFacts) -> list[tuple[bytes, int]]:
+    """Where from and where to, relative to the root, and how that is found."""
+    names = ["usr", *(name for name, link in host.usr_entries if not link)]
+    found = [(name.encode(), op.TARGET_DIRECTORY) for name in names]
     for name in host.etc_entries:
-        path = b"etc/" + name.rstrip("/").encode()
         how = op.TARGET_DIRECTORY if name.endswith("/") else op.TARGET_FILE
-        plan.append(_bind(path, how))
-    return tuple(plan)
+        found.append((b"etc/" + name.rstrip("/").encode(), how))
+    return found
 
 
 def _link(name: str, to: str) -> s.Step:
@@ -103,7 +118,3 @@ def _link(name: str, to: str) -> s.Step:
 
 def _etc_file(name: bytes, content: bytes) -> s.Step:
     return m.MakeFile(op.SLOT_ROOT, b"etc/" + name, 0o644, content)
-
-
-def _bind(path: bytes, how: int) -> s.Step:
-    return m.Bind(-1, b"/" + path, path, how, _READONLY)

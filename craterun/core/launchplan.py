@@ -91,6 +91,7 @@ class LaunchPlan(msgspec.Struct, frozen=True):
     :ivar owner: uid that owns the output pipes, so that the process can reopen /dev/stdout
     :ivar terminal: whether it gets a terminal instead of pipes
     :ivar merged: whether standard output and error are one pipe
+    :ivar blank: whether it gets the blank mount namespace (`keeper.blank`)
     """
 
     parts: tuple[Part, ...]
@@ -100,6 +101,7 @@ class LaunchPlan(msgspec.Struct, frozen=True):
     owner: int
     terminal: bool = False
     merged: bool = False
+    blank: bool = False
 
     @property
     def steps(self) -> tuple[Step, ...]:

@@ -27,10 +27,12 @@ def _how(flags: int, mode: int, resolve: int) -> tuple[bytes, int]:
     return how, len(how)
 
 
-def _set_attributes(a: Assembler, mount: int, attributes: int, recursive: bool) -> None:
+def _set_attributes(
+    a: Assembler, mount: int, attributes: int, recursive: bool, propagation: int = 0
+) -> None:
     """mount_setattr(2) with a ``struct mount_attr``."""
-    if attributes:
-        attr = struct.pack("QQQQ", attributes, 0, 0, 0)
+    if attributes or propagation:
+        attr = struct.pack("QQQQ", attributes, 0, propagation, 0)
         flags = f.AT_EMPTY_PATH | (f.AT_RECURSIVE if recursive else 0)
         a.call("mount_setattr", mount, b"", flags, attr, len(attr))
 
@@ -97,7 +99,8 @@ def _(a: Assembler, step: m.CloneTree) -> None:
     tree = _clone(a, step.slot, base, step.source, recursive=True)
     if step.inode:
         a.special("check_directory", tree, step.device, step.inode)
-    _set_attributes(a, tree, step.attributes, recursive=True)
+    propagation = f.MS_PRIVATE if step.private else 0
+    _set_attributes(a, tree, step.attributes, recursive=True, propagation=propagation)
 
 
 @_assembles(m.NewFilesystem)
@@ -114,10 +117,17 @@ def _(a: Assembler, step: m.NewFilesystem) -> None:
     a.close("context")
 
 
+@_assembles(m.EnterBlank)
+def _(a: Assembler, step: m.EnterBlank) -> None:
+    a.call("setns", a.slots["blank"], f.CLONE_NEWNS)
+    a.close("blank")
+    a.call("unshare", f.CLONE_NEWNS)
+
+
 @_assembles(m.EnterRoot)
 def _(a: Assembler, step: m.EnterRoot) -> None:
     # On top of "/": it always exists, and path look-ups of this process still begin below it, so
-    # that the host's files can be bound until pivot_root.
+    # that what is there can be reached until the root is changed.
     root = a.slots[op.SLOT_ROOT]
     a.call("move_mount", root, b"", f.AT_FDCWD, b"/", f.MOVE_MOUNT_F_EMPTY_PATH)
     a.call("fchdir", root)
@@ -133,7 +143,7 @@ def _(a: Assembler, step: m.Attach) -> None:
 @_assembles(m.Park)
 def _(a: Assembler, step: m.Park) -> None:
     mount = a.slots[step.slot]
-    a.call("move_mount", mount, b"", f.AT_FDCWD, b"/proc", f.MOVE_MOUNT_F_EMPTY_PATH)
+    a.call("move_mount", mount, b"", f.AT_FDCWD, step.place, f.MOVE_MOUNT_F_EMPTY_PATH)
 
 
 @_assembles(m.MakeDirectory)
@@ -200,4 +210,11 @@ def _(a: Assembler, step: m.PivotRoot) -> None:
     # detached, so that no directory for it is needed in the rootfs (pivot_root(2), NOTES).
     a.call("pivot_root", b".", b".")
     a.call("umount2", b".", f.MNT_DETACH)
+    a.call("chdir", b"/")
+
+
+@_assembles(m.LeaveBlank)
+def _(a: Assembler, step: m.LeaveBlank) -> None:
+    a.call("umount2", b"/" + op.BLANK_SCRATCH, f.MNT_DETACH)
+    a.call("chroot", b".")
     a.call("chdir", b"/")

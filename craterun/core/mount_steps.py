@@ -22,6 +22,7 @@ class CloneTree(Step, frozen=True):
     """open_tree(2) with OPEN_TREE_CLONE into ``slot``, then ``attributes`` on all of it.
 
     :ivar below: the slot that ``source`` is relative to, or -1 for the host's root
+    :ivar private: cut its mount propagation both ways (mount_namespaces(7)); else as in ``source``
     :ivar device: expected st_dev of ``source``, or 0; together with ``inode`` it proves that the
         directory is the one that was checked
     """
@@ -32,6 +33,7 @@ class CloneTree(Step, frozen=True):
     device: int = 0
     inode: int = 0
     below: int = -1
+    private: bool = False
 
     def doing(self) -> str:
         return "bind a directory"
@@ -50,6 +52,13 @@ class NewFilesystem(Step, frozen=True):
 
     def doing(self) -> str:
         return f"create a {printable(self.kind)} filesystem"
+
+
+class EnterBlank(Step, frozen=True):
+    """Begin in a copy of the blank mount namespace: "/" is an empty directory (`keeper.blank`)."""
+
+    def doing(self) -> str:
+        return "create a mount namespace"
 
 
 class EnterRoot(Step, frozen=True):
@@ -79,13 +88,13 @@ class Attach(Step, frozen=True):
 
 
 class Park(Step, frozen=True):
-    """Attach the mount in ``slot`` where it is out of the way: on the old root's /proc.
+    """Attach the mount in ``slot`` where it is out of the way: at ``place`` in the old root.
 
-    Before Linux 6.15, open_tree(2) clones nothing of a mount that is attached nowhere. In the
-    container's mount namespace the old root is of no more use, and it is detached as a whole.
+    Before Linux 6.15, open_tree(2) clones nothing of a mount that is attached nowhere.
     """
 
     slot: int
+    place: bytes
 
     def doing(self) -> str:
         return "park a filesystem"
@@ -202,7 +211,14 @@ class Mask(Step, frozen=True):
 
 
 class PivotRoot(Step, frozen=True):
-    """pivot_root(2) to the new root and detach the old one."""
+    """pivot_root(2) to the new root and detach the old one, with whatever is parked there."""
+
+    def doing(self) -> str:
+        return "change the root"
+
+
+class LeaveBlank(Step, frozen=True):
+    """chroot(2) to the new root, which covers an empty one; detach what is parked in that."""
 
     def doing(self) -> str:
         return "change the root"

@@ -73,16 +73,18 @@ def etc_files(hostname: str) -> tuple[tuple[bytes, bytes], ...]:
 
 
 @cache
-def scratch_steps() -> tuple[s.Step, ...]:
+def scratch_steps(place: bytes) -> tuple[s.Step, ...]:
     """A tmpfs whose parts are bound: files in /etc, /dev, /dev/shm, what masks directories.
 
     One, since every filesystem that exists makes all starts and ends on the host slower: the kernel
     goes through their lists whenever it removes a memory cgroup.
+
+    :param place: where in the old root it is attached
     """
     options = ((b"mode", b"0755"), (b"size", str(SHM_BYTES).encode()))
     return (
         m.NewFilesystem(op.SLOT_FILES, b"tmpfs", options, _DEVICES),
-        m.Park(op.SLOT_FILES),
+        m.Park(op.SLOT_FILES, place),
         m.MakeDirectory(op.SLOT_FILES, b"empty", 0o555),
         m.MakeDirectory(op.SLOT_FILES, b"dev", 0o755),
         m.MakeDirectory(op.SLOT_FILES, b"shm", 0o1777),

@@ -67,7 +67,7 @@ _NUMBERS = {
     "write": 1, "close": 3, "fstat": 5, "poll": 7, "ioctl": 16, "dup2": 33, "socket": 41,
     "execve": 59, "getcwd": 79, "chdir": 80, "fchdir": 81, "umask": 95, "setsid": 112,
     "setgroups": 116, "setresuid": 117, "setresgid": 119, "capset": 126, "pivot_root": 155,
-    "prctl": 157, "setrlimit": 160, "mount": 165, "umount2": 166, "sethostname": 170,
+    "prctl": 157, "setrlimit": 160, "chroot": 161, "mount": 165, "umount2": 166, "sethostname": 170,
     "clock_gettime": 228, "keyctl": 250, "openat": 257, "mkdirat": 258, "mknodat": 259,
     "newfstatat": 262, "symlinkat": 266, "unshare": 272, "dup3": 292, "setns": 308,
 }  # fmt: skip

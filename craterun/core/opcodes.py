@@ -12,11 +12,12 @@ if TYPE_CHECKING:
 
 # --- system calls of a launch plan --------------------------------------------------------------
 CALLS: Final = (
-    ("syscall", 0), ("capset", 0), ("chdir", 0), ("close", 0), ("dup2", 0), ("dup3", 0),
-    ("fchdir", 0), ("ioctl", 0), ("mkdirat", 0), ("mknodat", 0), ("mount", 0), ("openat", 0),
-    ("pivot_root", 0), ("poll", 0), ("prctl", 0), ("sethostname", 0), ("setgroups", 0),
-    ("setns", 0), ("setresgid", 0), ("setresuid", 0), ("setrlimit", 0), ("setsid", 0),
-    ("socket", 0), ("symlinkat", 0), ("umask", 0), ("umount2", 0), ("unshare", 0), ("write", 0),
+    ("syscall", 0), ("capset", 0), ("chdir", 0), ("chroot", 0), ("close", 0), ("dup2", 0),
+    ("dup3", 0), ("fchdir", 0), ("ioctl", 0), ("mkdirat", 0), ("mknodat", 0), ("mount", 0),
+    ("openat", 0), ("pivot_root", 0), ("poll", 0), ("prctl", 0), ("sethostname", 0),
+    ("setgroups", 0), ("setns", 0), ("setresgid", 0), ("setresuid", 0), ("setrlimit", 0),
+    ("setsid", 0), ("socket", 0), ("symlinkat", 0), ("umask", 0), ("umount2", 0), ("unshare", 0),
+    ("write", 0),
     ("open_tree", 428), ("move_mount", 429), ("fsopen", 430), ("fsconfig", 431), ("fsmount", 432),
     ("close_range", 436), ("openat2", 437), ("mount_setattr", 442),
 )  # fmt: skip
@@ -33,9 +34,10 @@ SPECIAL: Final = (
 # --- descriptors of the child, besides 0, 1 and 2 -------------------------------------------------
 ERROR_FD: Final = 3
 """The error pipe."""
-JOIN_FD: Final = 4
-"""The pidfd of the container to join, if there is one. Next is the socket that a terminal is passed
-out by, if there is to be one; what the steps open follows.
+GIVEN_FD: Final = 4
+"""The blank mount namespace to begin in, or the pidfd of the container to join, if there is either.
+Next is the socket that a terminal is passed out by, if there is to be one; what the steps open
+follows.
 """
 
 # --- descriptors that steps hand to each other within the child ------------------------------
@@ -47,6 +49,12 @@ SLOT_FILES: Final = 2
 """A tmpfs with the container's own hosts, hostname and resolv.conf, and an empty directory."""
 SLOT_WORK: Final = 3
 """A mount on its way from the step that makes it to the step that attaches it."""
+SLOT_HOST: Final = 16
+"""The first of the host's files and directories, in the order in which they are attached."""
+
+# --- the blank mount namespace --------------------------------------------------------------------
+BLANK_SCRATCH: Final = b"scratch"
+"""The one directory in it, where containers mount what is out of their sight."""
 
 # --- how a target inside the rootfs is found --------------------------------------------------
 TARGET_DIRECTORY: Final = 0

@@ -22,12 +22,15 @@ from craterun.core.launchplan import LaunchPlan
 from craterun.core.program import assemble
 from craterun.core.spec import DEFAULT_PATH, HostFacts, Identity, RootDirectory, Spec
 
-RUN_NAMESPACES = f.CLONE_NEWPID | f.CLONE_NEWNS | f.CLONE_NEWUTS | f.CLONE_NEWIPC | f.CLONE_NEWNET
-"""Namespaces that the first process is created in. The cgroup namespace follows by unshare(2)."""
+RUN_NAMESPACES = f.CLONE_NEWPID | f.CLONE_NEWUTS | f.CLONE_NEWIPC | f.CLONE_NEWNET
+"""Namespaces that the first process is created in. That of mounts comes with the root, that of
+cgroups by unshare(2).
+"""
 
-JOIN_NAMESPACES = RUN_NAMESPACES | f.CLONE_NEWCGROUP
+JOIN_NAMESPACES = RUN_NAMESPACES | f.CLONE_NEWNS | f.CLONE_NEWCGROUP
 
-_FIRST = (s.SetSession(), m.PrivateMounts())
+_ENTER = {True: (m.EnterBlank(), m.EnterRoot()), False: (m.EnterRoot(),)}
+_SCRATCH = {True: b"/" + op.BLANK_SCRATCH, False: b"/proc"}
 _NULL_INPUT = (s.NullInput(ours=True),)
 
 
@@ -47,21 +50,30 @@ def plan_run(
     :param cgroups: directories that exist by the time the plan is carried out
     """
     legacy = [os.fsencode(f"{path}/tasks") for path in cgroups.legacy]
-    groups: list[Sequence[s.Step]] = [_FIRST]
+    # The kernel lets a user namespace mount /proc and /sys only where some are to be seen already
+    # (mount_namespaces(7)), and that is nowhere in the blank namespace.
+    blank = not host.user_namespace
+    first: list[s.Step] = [s.SetSession()]
     if spec.oom_score_adj is not None:
-        groups.append([s.SetOomScore(spec.oom_score_adj)])
+        first.append(s.SetOomScore(spec.oom_score_adj))
+    first += [s.OpenCgroup(number, path) for number, path in enumerate(legacy)]
+    if not blank:
+        first.append(m.PrivateMounts())
+    groups: list[Sequence[s.Step]] = [first]
     if root is None:
         groups += [hostroot.create_steps(host), hostroot.etc_steps(hostname)]
-        groups += [hostroot.bind_steps(host), mounts.scratch_steps()]
+        groups += [hostroot.clone_steps(host), _ENTER[blank], hostroot.attach_steps(host)]
     else:
-        groups += [_enter_root(root), mounts.scratch_steps(), mounts.etc_steps(hostname)]
+        groups += [_root_tree(root), _ENTER[blank]]
+    groups.append(mounts.scratch_steps(_SCRATCH[blank]))
+    if root is not None:
+        groups.append(mounts.etc_steps(hostname))
     groups.append(mounts.kernel_filesystem_steps())
     groups.append(mounts.device_steps(bind_devices=host.user_namespace))
     groups.append(mounts.protection_steps())
     terminal = [_terminal(identity, spec.window)] if spec.terminal else []
     groups.append([
-        *(s.OpenCgroup(number, path) for number, path in enumerate(legacy)),
-        m.PivotRoot(),
+        m.LeaveBlank() if blank else m.PivotRoot(),
         s.SetHostname(hostname.encode()),
         s.LoopbackUp(),
         s.SessionKeyring(),
@@ -80,10 +92,11 @@ def plan_run(
     groups.append(last)
     return assemble(
         groups,
-        clone_flags=RUN_NAMESPACES,
+        clone_flags=RUN_NAMESPACES if blank else RUN_NAMESPACES | f.CLONE_NEWNS,
         cgroup=os.fsencode(cgroups.unified or ""),
         stdin=spec.interactive and not spec.terminal,
         owner=identity.uid,
+        blank=blank,
         terminal=spec.terminal,
         merged=spec.merge_output,
     )
@@ -172,9 +185,9 @@ def _terminal(identity: Identity, window: tuple[int, int]) -> s.Step:
 
 
 @lru_cache(maxsize=256)
-def _enter_root(root: RootDirectory) -> tuple[s.Step, ...]:
+def _root_tree(root: RootDirectory) -> tuple[s.Step, ...]:
     source = os.fsencode(root.path)
-    return (m.CloneTree(op.SLOT_ROOT, source, 0, root.device, root.inode), m.EnterRoot())
+    return (m.CloneTree(op.SLOT_ROOT, source, 0, root.device, root.inode, private=True),)
 
 
 @lru_cache(maxsize=64)

@@ -49,6 +49,7 @@ def assemble(
     cgroup: bytes,
     stdin: bool,
     owner: int,
+    blank: bool = False,
     join: bool = False,
     terminal: bool = False,
     merged: bool = False,
@@ -56,18 +57,20 @@ def assemble(
     """The plan of ``groups``: a tuple is a group that other plans have as well, one and the same
     object; a list is this plan's own. Either way, what was assembled once is not assembled again.
 
-    :param join: the child finds the pidfd of the container to join on `opcodes.JOIN_FD`
+    :param blank: the child finds the blank mount namespace on `opcodes.GIVEN_FD`
+    :param join: it finds the pidfd of the container to join there
     :param terminal: it finds the socket to pass a terminal out by on the descriptor after that
     """
-    given = (*(("join",) if join else ()), *(("terminal",) if terminal else ()))
-    slots: Slots = {name: number for number, name in enumerate(given, op.JOIN_FD)}
+    given = {"blank": blank, "join": join, "terminal": terminal}
+    names = [name for name, is_given in given.items() if is_given]
+    slots: Slots = {name: number for number, name in enumerate(names, op.GIVEN_FD)}
     first = native.FIRST_VALUE
     parts = []
     for group in groups:
         template, slots = _template_of(group, slots, first)
         parts.append(Part(tuple(group), template, first))
         first += template.values
-    return LaunchPlan(tuple(parts), clone_flags, cgroup, stdin, owner, terminal, merged)
+    return LaunchPlan(tuple(parts), clone_flags, cgroup, stdin, owner, terminal, merged, blank)
 
 
 def _template_of(group: Sequence[s.Step], slots: Slots, first: int) -> tuple[Template, Slots]:

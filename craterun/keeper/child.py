@@ -48,7 +48,7 @@ def opening(
 
     :param streams: the pipes' ends for descriptors 0, 1 and 2, or -1
     :param error: write end of the error pipe
-    :param given: what else the plan expects, from `opcodes.JOIN_FD` on
+    :param given: what else the plan expects, from `opcodes.GIVEN_FD` on
     :param open_files: RLIMIT_NOFILE of the process to be
     """
     limits = b"".join(number.to_bytes(8, sys.byteorder, signed=True) for number in open_files)
@@ -57,7 +57,7 @@ def opening(
         connect.append((_DUP3, (fd, number, os.O_CLOEXEC), number, None))
     return (
         *connect,
-        (_SYSCALL, (_NR_CLOSE_RANGE, op.JOIN_FD + len(given), -1, 0), 0, None),
+        (_SYSCALL, (_NR_CLOSE_RANGE, op.GIVEN_FD + len(given), -1, 0), 0, None),
         (_SETRLIMIT, (resource.RLIMIT_NOFILE, limits), 0, None),
         (_UMASK, (0,), None, None),  # modes in the plan are meant as they stand
     )

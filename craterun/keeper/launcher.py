@@ -11,6 +11,7 @@ import resource
 import time
 
 from craterun.core import opcodes as op
+from craterun.keeper.blank import make_blank
 from craterun.keeper.child import carry_out, opening, stamps
 from craterun.keeper.kept import EMFILE, Kept, make_pipes, make_room, moved, socket_pair, start_time
 from craterun.keeper.native import COMMON, Native, UnavailableError
@@ -43,6 +44,7 @@ class Launcher:
         self.open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (self.open_files[1], self.open_files[1]))
         self.programs: dict[bytes, Any] = {}
+        self.blank_namespace = -1
 
     def start(self, kept: Kept, plan: Any, join: int, others: Collection[Kept]) -> None:
         """Clone the child that carries out ``plan``, and note in ``kept`` what there is of it.
@@ -52,13 +54,13 @@ class Launcher:
         Raises `OSError` with the name of the call that failed, `UnavailableError` if this cannot be
         done by machine code, and TypeError, ValueError or LookupError if ``plan`` is none.
         """
-        parts, values, clone_flags, cgroup, wants_stdin, owner, terminal, merged = plan
+        parts, values, clone_flags, cgroup, wants_stdin, owner, terminal, merged, blank = plan
         child_ends: list[int] = []
         try:
             kept.error, error_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             child_ends.append(error_end)
             kept.outputs = 1 if terminal or merged else 2
-            given = (join,) if join >= 0 else ()
+            given = (join,) if join >= 0 else (self.blank(),) if blank else ()
             if terminal:
                 kept.terminal, theirs = socket_pair()
                 child_ends.append(theirs.detach())
@@ -81,7 +83,7 @@ class Launcher:
             else:
                 table = many and max(child_ends) < COMMON
                 self.clone_native(
-                    kept, parts, values, streams, error_end, clone_flags, born_in, table
+                    kept, parts, values, streams, error_end, given, clone_flags, born_in, table
                 )
                 if table:
                     kept.lent, child_ends = child_ends, []
@@ -91,6 +93,12 @@ class Launcher:
         finally:
             for fd in child_ends:
                 os.close(fd)
+
+    def blank(self) -> int:
+        """Descriptor of the blank mount namespace, which is made when it is first needed."""
+        if self.blank_namespace < 0:
+            self.blank_namespace = make_blank()
+        return self.blank_namespace
 
     def free(self, slot: int) -> None:
         """Nobody reads or writes this slot of `native` any more."""
@@ -131,6 +139,7 @@ class Launcher:
         values: Any,
         streams: tuple[int, int, int],
         error: int,
+        given: tuple[int, ...],
         flags: int,
         born_in: int,
         table: bool,
@@ -140,7 +149,7 @@ class Launcher:
             raise UnavailableError(op.NEVER)
         cloning = time.monotonic_ns()
         kept.pid, kept.pidfd, kept.slot = self.native.start(
-            parts, values, streams, error, flags, born_in, table
+            parts, values, streams, error, flags, born_in, table, *given
         )
         kept.times = (cloning, time.monotonic_ns(), 0, 0)
 

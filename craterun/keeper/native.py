@@ -107,6 +107,7 @@ class Native:
         clone_flags: int,
         cgroup: int,
         table: bool = False,
+        blank: int = -1,
     ) -> tuple[int, int, int]:
         """Clone a child for a program. Returns (pid, pidfd, slot); the caller frees the slot once
         the child has executed its command or has ended.
@@ -119,6 +120,7 @@ class Native:
         :param table: the child begins with our table of descriptors instead of a copy, takes those
             below `COMMON` along into one of its own, and writes a byte into the error pipe. Until
             then, ``streams`` and ``error``, all of them below, must stay open here.
+        :param blank: descriptor of the blank mount namespace, always the same one, or -1
         :raises UnavailableError: no room, or a part is not known any more
         :raises OSError: clone3 has failed
         """
@@ -128,7 +130,7 @@ class Native:
             raise UnavailableError(op.NOW)
         slot = self._free.pop()
         try:
-            self._fill(slot, parts, values, streams, error, table)
+            self._fill(slot, parts, values, streams, error, table, blank)
             pid, pidfd = self._clone(slot, clone_flags | f.CLONE_FILES * table, cgroup)
         except BaseException:
             self.free(slot)
@@ -191,12 +193,13 @@ class Native:
         streams: tuple[int, int, int],
         error: int,
         table: bool,
+        blank: int,
     ) -> None:
         words = self._words
         words[(slot + n.STAMP) >> 3] = words[(slot + n.STAMP + 8) >> 3] = 0
         words[(slot + n.FAILED) >> 3] = 0
         place = (slot + n.PARTS) >> 3
-        words[place] = self._base + self._opening(streams, table)
+        words[place] = self._base + self._opening(streams, table, blank)
         for number, native in parts:
             place += 1
             found = self._parts.get(number)
@@ -259,9 +262,10 @@ class Native:
         if len(self._free) == _SLOTS:  # nobody reads them
             self._end = 0
 
-    def _opening(self, streams: tuple[int, int, int], table: bool) -> int:
+    def _opening(self, streams: tuple[int, int, int], table: bool, blank: int) -> int:
         """What `keeper.child.opening` does."""
-        kind = -1 - (streams[0] >= 0) - 2 * table
+        given = (blank,) if blank >= 0 else ()
+        kind = -1 - (streams[0] >= 0) - 2 * table - 4 * len(given)
         if kind not in self._parts:
             soft_and_hard = b"".join(
                 number.to_bytes(8, sys.byteorder, signed=True) for number in self._open_files
@@ -276,7 +280,11 @@ class Native:
                 *(part if table else ()),
                 *connect,
                 _call("dup3", n.value(n.VALUE_ERROR), op.ERROR_FD, os.O_CLOEXEC, wanted=3),
-                _call("close_range", op.JOIN_FD, -1, 0, wanted=0),
+                *(
+                    _call("dup3", fd, number, os.O_CLOEXEC, wanted=number)
+                    for number, fd in enumerate(given, op.GIVEN_FD)
+                ),
+                _call("close_range", op.GIVEN_FD + len(given), -1, 0, wanted=0),
                 _call("setrlimit", resource.RLIMIT_NOFILE, soft_and_hard, wanted=0),
                 _call("umask", 0, wanted=None),
             ]

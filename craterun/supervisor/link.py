@@ -113,7 +113,7 @@ class KeeperLink:
         flags = (_HAS_PIDFD_TO_JOIN if join >= 0 else 0) | (_HAS_LOCK if lock >= 0 else 0)
         flags |= _LIVES_ON if lives_on else 0
         program = self._program(plan, values, native=native)
-        streams = (plan.stdin, plan.owner, plan.terminal, plan.merged)
+        streams = (plan.stdin, plan.owner, plan.terminal, plan.merged, plan.blank)
         body = (*program, plan.clone_flags, cgroup, *streams)
         released = self._take_unreleased()
         try:

@@ -17,8 +17,10 @@ import trio
 
 from craterun.core.errors import CraterunError
 from craterun.core.failures import explain
+from craterun.core.flags import CLONE_NEWNS
 from craterun.core.launchplan import FilledPlan, LaunchPlan, whole
 from craterun.core.life import ExitStatus, Record, State
+from craterun.core.mount_steps import EnterBlank
 from craterun.core.phases import Asked, of_start
 from craterun.core.restart import HEALTHY_SECONDS, ends_for_good, pause_before
 from craterun.core.steps import Unshare
@@ -157,10 +159,13 @@ def refusal(link: KeeperLink, plan: LaunchPlan, failure: Failure) -> CraterunErr
     if failure.evidence == DIED:
         return link.death()
     failed = None if failure.call < 0 else plan.origin(failure.call)[0]
+    namespaces = 0
     if failed is None:
-        namespaces = plan.clone_flags
-    else:
-        namespaces = failed.flags if isinstance(failed, Unshare) else 0
+        namespaces = plan.clone_flags | CLONE_NEWNS * plan.blank
+    elif isinstance(failed, EnterBlank):
+        namespaces = CLONE_NEWNS
+    elif isinstance(failed, Unshare):
+        namespaces = failed.flags
     why = cause(
         failure.errno,
         pid=0 if failure.here else link.pid,

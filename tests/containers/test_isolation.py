@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from craterun.core import flags as f
+from craterun.core import opcodes as op
+from craterun.linux import calls
 from tests.containers import helpers
 from tests.containers.helpers import (
     DEFAULT_CAPABILITIES,
@@ -23,6 +26,8 @@ from tests.containers.helpers import (
     read_line,
     run_python,
 )
+from tests.kernel import prepared
+from tests.kernel.forked import in_child
 
 cli = helpers.cli
 
@@ -119,6 +124,50 @@ def test_the_old_root_cannot_be_reached_by_a_chroot_escape(cli: Cli, tmp_path: P
     )
     assert marker.exists()
     assert cli.ok("run", "--attach", "--", "perl", "-e", script) == "in container"
+
+
+def test_beneath_the_root_there_is_an_empty_directory_and_nothing_of_the_host(live: Live) -> None:
+    def beneath() -> tuple[list[str], list[str], list[str]]:
+        proc = os.open("/proc/self", os.O_PATH)
+
+        def at(path: str) -> int:
+            return os.open(path, os.O_RDONLY, dir_fd=proc)
+
+        prepared.setns(os.open(f"/proc/{live.pid}/ns/mnt", os.O_RDONLY), f.CLONE_NEWNS)
+        calls.unshare(f.CLONE_NEWNS)  # what follows is not done to the container
+        inside = os.listdir("/")
+        prepared.umount2(b"/", f.MNT_DETACH)
+        prepared.setns(at("ns/mnt"), f.CLONE_NEWNS)
+        mounts = os.read(at("mountinfo"), 1 << 20).decode().splitlines()
+        return inside, mounts, [*os.listdir("/"), *os.listdir(f"/{op.BLANK_SCRATCH.decode()}")]
+
+    inside, mounts, left = in_child(beneath)
+    assert "proc" in inside
+    assert left == [op.BLANK_SCRATCH.decode()]
+    (only,) = mounts
+    assert only.split()[4:6] == ["/", "ro,nosuid,nodev,noexec,relatime"]
+
+
+def test_root_inside_may_make_a_user_namespace(cli: Cli) -> None:
+    # The kernel forbids it to whoever is in a chroot (unshare(2)), and a container is not.
+    assert cli.ok("run", "--attach", "--", "unshare", "-U", "id", "-u") == "65534\n"
+
+
+def test_a_supervisor_in_a_chroot_runs_what_it_sees_there(
+    cli: Cli, rootfs: Path, tmp_path: Path
+) -> None:
+    # pivot_root leads nobody out of one, and nobody has to do that in there.
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    (rootfs / "marker").touch()
+    script = (
+        'mount --make-rprivate / && mount --rbind / "$1" && mount -t tmpfs none "$1/mnt" &&'
+        'mkdir "$1/mnt/only-here" && exec chroot "$@"'
+    )
+    there = cli.behind("unshare", "-m", "sh", "-c", script, "sh", str(changed))
+    run = ("run", "--attach", "--rootfs", str(rootfs))
+    assert there.ok(*run, "--", "ls", "/marker") == "/marker\n"
+    assert there.ok("run", "--attach", "--", "ls", "-d", "/usr", "/proc/1") == "/proc/1\n/usr\n"
 
 
 _PROPAGATION = """

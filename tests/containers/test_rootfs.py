@@ -168,6 +168,14 @@ def test_a_read_only_rootfs_without_mount_points_is_refused(cli: Cli, rootfs: Pa
     assert cli.ids() == set()
 
 
+def test_a_rootfs_that_must_not_be_bound_is_refused_with_the_reason(cli: Cli, rootfs: Path) -> None:
+    script = 'mount --bind "$1" "$1"; mount --make-unbindable "$1"'
+    with mount_namespace(script, rootfs) as aside:
+        message = cli.behind(*aside.enter).refused("run", "--rootfs", str(rootfs), "--", "true")
+    assert f"open_tree {rootfs}" in message
+    assert "unbindable mount (mount --make-private changes that)" in message
+
+
 def test_a_noexec_rootfs_is_refused_with_the_reason(cli: Cli, rootfs: Path) -> None:
     script = 'mount --bind "$1" "$1"; mount -o remount,bind,noexec "$1"'
     with mount_namespace(script, rootfs) as aside:

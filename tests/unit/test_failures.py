@@ -79,6 +79,11 @@ def test_a_user_that_the_namespace_does_not_map_is_told_why() -> None:
     assert "only user" not in str(explain(make_run_plan(), -1, e.EPERM, b"cfchown"))
 
 
+def test_an_initramfs_is_named_where_the_first_container_cannot_leave_it() -> None:
+    assert "initramfs" in str(explain(make_run_plan(), -1, e.EINVAL, b"cpivot_root"))
+    assert "initramfs" not in str(explain(make_run_plan(), -1, e.EPERM, b"cpivot_root"))
+
+
 def test_a_cgroup_that_could_not_be_opened_is_named() -> None:
     error = explain(make_run_plan(), -1, e.ENOENT, b"p/sys/fs/cgroup/x")
     expected = "cannot start a process: open /sys/fs/cgroup/x: No such file or directory (ENOENT)"
@@ -187,6 +192,8 @@ def test_a_workdir_that_cannot_be_entered_is_the_users_mistake(errno: int, text:
         (s.Unshare(1), e.EPERM, "lacks a capability"),
         (m.NewFilesystem(3, b"mqueue", (), 0), e.ENODEV, "built without that filesystem"),
         (m.PivotRoot(), e.EINVAL, "initramfs"),
+        (m.CloneTree(0, b"/srv/x"), e.EINVAL, "on an unbindable mount"),
+        (m.CloneTree(0, b"x", below=2), e.EINVAL, ""),
         (s.OpenCgroup(0, b"/x/tasks"), e.ENOENT, "removed by somebody else"),
         (s.EnterCgroup(0, b"/x/tasks"), e.ENODEV, "removed by somebody else"),
         (s.Credentials(5, 5, None, 0, 40), e.EINVAL, "0 is the only user and group"),

@@ -106,8 +106,14 @@ def test_only_what_is_attached_is_cloned(plan: LaunchPlan) -> None:
 
 @every_plan
 def test_what_is_parked_goes_away_with_the_old_root(plan: LaunchPlan) -> None:
-    assert first(plan, m.PrivateMounts) < first(plan, m.Park)
-    assert last(plan, m.Park) < first(plan, m.PivotRoot)
+    (park,) = [step for step in plan.steps if isinstance(step, m.Park)]
+    if plan.blank:
+        assert park.place == b"/" + op.BLANK_SCRATCH
+        assert first(plan, m.EnterBlank) < first(plan, m.Park)
+        assert last(plan, m.Park) < first(plan, m.LeaveBlank)
+    else:
+        assert first(plan, m.PrivateMounts) < first(plan, m.Park)
+        assert last(plan, m.Park) < first(plan, m.PivotRoot)
 
 
 @every_plan
@@ -223,7 +229,8 @@ def test_what_masks_a_directory_is_empty_and_stays_so(plan: LaunchPlan) -> None:
 def test_kernel_filesystems_are_attached_to_directories_reached_without_symlinks(
     plan: LaunchPlan,
 ) -> None:
-    how = {step.path: step.how for step in plan.steps if isinstance(step, m.Attach)}
+    attached = [step for step in plan.steps if isinstance(step, m.Attach)]
+    how = {step.path: step.how for step in attached if step.slot < op.SLOT_HOST}
     assert {path for path, kind in how.items() if kind == op.TARGET_DIRECTORY} == {
         b"proc", b"sys", b"dev",
     }  # fmt: skip
@@ -317,13 +324,14 @@ def test_the_container_sees_these_files_whatever_its_root(root: str) -> None:
 
 def test_nothing_of_the_host_is_writable_or_setuid_from_the_built_in_root() -> None:
     plan = make_run_plan(root=None)
-    binds = [x for x in plan.steps if isinstance(x, m.Bind) and x.slot == -1]
-    assert {x.source for x in binds} == {
+    taken = [x for x in plan.steps if isinstance(x, m.CloneTree) and x.below == -1]
+    assert {x.source for x in taken} == {
         b"/usr", b"/lib64", b"/etc/ld.so.cache", b"/etc/alternatives", b"/etc/ssl/certs",
     }  # fmt: skip
-    for bind in binds:
-        assert bind.attributes == f.MOUNT_ATTR_RDONLY | _NOSUID | _NODEV, bind
-        assert bind.path == bind.source[1:]
+    attached = {x.slot: x.path for x in plan.steps if isinstance(x, m.Attach)}
+    for tree in taken:
+        assert tree.attributes == f.MOUNT_ATTR_RDONLY | _NOSUID | _NODEV, tree
+        assert attached[tree.slot] == tree.source[1:]
 
 
 def test_bin_is_in_the_built_in_root_what_it_is_on_the_host() -> None:
@@ -337,7 +345,7 @@ def test_bin_is_in_the_built_in_root_what_it_is_on_the_host() -> None:
 
 def test_a_bound_directory_of_etc_is_bound_as_one_and_a_file_as_one() -> None:
     plan = make_run_plan(root=None)
-    how = {x.path: x.how for x in plan.steps if isinstance(x, m.Bind)}
+    how = {x.path: x.how for x in plan.steps if isinstance(x, m.Attach)}
     assert how[b"etc/alternatives"] == op.TARGET_DIRECTORY
     assert how[b"etc/ld.so.cache"] == op.TARGET_FILE
 

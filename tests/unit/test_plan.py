@@ -36,6 +36,7 @@ every_plan = pytest.mark.parametrize(
 )
 every_exec_plan = pytest.mark.parametrize("plan", EXEC_PLANS.values(), ids=EXEC_PLANS.keys())
 
+LEAVING = (m.PivotRoot, m.LeaveBlank)
 MOUNTING = (m.CloneTree, m.NewFilesystem, m.EnterRoot, m.Attach, m.Bind, m.RemountReadonly, m.Mask)
 
 
@@ -54,8 +55,8 @@ def those(plan: LaunchPlan, *kinds: type[s.Step]) -> list[int]:
     return [number for number, step in enumerate(plan.steps) if isinstance(step, kinds)]
 
 
-def only(plan: LaunchPlan, kind: type[s.Step]) -> int:
-    (found,) = positions(plan, of(kind))
+def only(plan: LaunchPlan, *kinds: type[s.Step]) -> int:
+    (found,) = positions(plan, of(*kinds))
     return found
 
 
@@ -122,14 +123,49 @@ def test_what_setting_up_takes_is_not_counted_against_the_limits(plan: LaunchPla
     # Opened while the host's files can be reached, entered when all is made.
     opened, entered = (those(plan, kind) for kind in (s.OpenCgroup, s.EnterCgroup))
     assert len(opened) == len(entered)
-    assert all(number < only(plan, m.PivotRoot) for number in opened)
+    assert all(number < leaves_the_hosts_files(plan) for number in opened)
     assert all(number > max(positions(plan, of(*MOUNTING))) for number in entered)
     assert all(number < only(plan, s.Credentials) for number in entered)
 
 
 @every_run_plan
-def test_no_mount_is_made_before_propagation_is_cut(plan: LaunchPlan) -> None:
-    assert only(plan, m.PrivateMounts) < min(positions(plan, of(*MOUNTING)))
+def test_no_mount_is_attached_before_propagation_is_cut(plan: LaunchPlan) -> None:
+    if plan.blank:
+        assert all(tree.private for tree in from_the_host(plan))
+        assert only(plan, m.EnterBlank) < only(plan, m.EnterRoot)
+    else:
+        assert only(plan, m.PrivateMounts) < min(positions(plan, of(*MOUNTING)))
+
+
+@every_run_plan
+def test_the_containers_mounts_are_made_in_a_namespace_of_its_own(plan: LaunchPlan) -> None:
+    made = f.CLONE_NEWNS if not plan.blank else 0
+    assert plan.clone_flags & f.CLONE_NEWNS == made
+    assert len(those(plan, m.EnterBlank)) == plan.blank
+    attaching = (m.EnterRoot, m.Attach, m.Bind, m.RemountReadonly, m.Mask, m.Park)
+    if plan.blank:
+        assert only(plan, m.EnterBlank) < min(positions(plan, of(*attaching)))
+
+
+def test_only_what_has_a_user_namespace_of_its_own_begins_among_the_hosts_mounts() -> None:
+    # There the kernel mounts /proc and /sys only where some are to be seen already.
+    assert {plan.blank for plan in RUN_PLANS.values()} == {True, False}
+    for mapped in (False, True):
+        plan = make_run_plan(host=make_host(user_namespace=mapped))
+        assert plan.blank != mapped
+        assert isinstance(plan.steps[only(plan, *LEAVING)], LEAVING[plan.blank])
+    assert not any(plan.blank for plan in EXEC_PLANS.values())
+
+
+@every_run_plan
+def test_the_hosts_files_are_taken_before_the_host_is_out_of_reach(plan: LaunchPlan) -> None:
+    def reaches(step: s.Step) -> bool:
+        match step:
+            case m.CloneTree(below=-1) | m.Bind(slot=-1) | s.SetOomScore():
+                return True
+        return False
+
+    assert max(positions(plan, reaches)) < leaves_the_hosts_files(plan)
 
 
 @every_run_plan
@@ -140,7 +176,7 @@ def test_nothing_is_attached_before_the_root_is(plan: LaunchPlan) -> None:
 
 @every_run_plan
 def test_all_mounts_are_made_before_the_hosts_root_is_left(plan: LaunchPlan) -> None:
-    assert max(positions(plan, of(*MOUNTING))) < only(plan, m.PivotRoot)
+    assert max(positions(plan, of(*MOUNTING))) < only(plan, *LEAVING)
 
 
 @every_run_plan
@@ -148,12 +184,12 @@ def test_the_hosts_root_is_left_before_anything_is_done_in_the_containers_name(
     plan: LaunchPlan,
 ) -> None:
     inside = (s.SetHostname, s.LoopbackUp, s.NullInput, s.Credentials, s.ChangeDirectory, s.Execute)
-    assert only(plan, m.PivotRoot) < min(positions(plan, of(*inside)))
+    assert only(plan, *LEAVING) < min(positions(plan, of(*inside)))
 
 
 @every_run_plan
 def test_every_namespace_is_new_except_the_users(plan: LaunchPlan) -> None:
-    assert plan.clone_flags == (
+    assert plan.clone_flags | f.CLONE_NEWNS == (
         f.CLONE_NEWPID | f.CLONE_NEWNS | f.CLONE_NEWUTS | f.CLONE_NEWIPC | f.CLONE_NEWNET
     )
 
@@ -169,14 +205,26 @@ def from_the_host(plan: LaunchPlan) -> list[m.CloneTree]:
     return [step for step in plan.steps if isinstance(step, m.CloneTree) and step.below < 0]
 
 
+def leaves_the_hosts_files(plan: LaunchPlan) -> int:
+    """From this step on, no path leads to a file of the host."""
+    return only(plan, m.EnterBlank if plan.blank else m.PivotRoot)
+
+
 def test_the_rootfs_is_the_directory_that_was_checked() -> None:
     plan = make_run_plan()
     (clone,) = from_the_host(plan)
-    assert clone == m.CloneTree(op.SLOT_ROOT, b"/srv/rootfs", 0, ROOT.device, ROOT.inode)
+    assert clone == m.CloneTree(
+        op.SLOT_ROOT, b"/srv/rootfs", 0, ROOT.device, ROOT.inode, private=True
+    )
 
 
 def test_the_built_in_root_copies_no_directory_of_the_host_as_root() -> None:
-    assert from_the_host(make_run_plan(root=None)) == []
+    taken = from_the_host(make_run_plan(root=None))
+    assert taken[0].source == b"/usr"
+    for tree in taken:
+        assert tree.slot != op.SLOT_ROOT
+        assert tree.source.startswith((b"/usr", b"/etc/", b"/lib", b"/bin", b"/sbin"))
+        assert tree.attributes & f.MOUNT_ATTR_RDONLY
 
 
 def test_a_version_1_cgroup_is_entered_and_a_version_2_one_is_born_in() -> None:
@@ -233,10 +281,10 @@ def test_the_cgroup_is_entered_while_its_path_still_means_something(plan: Launch
 
 @every_exec_plan
 def test_a_further_process_joins_all_namespaces_and_makes_none(plan: LaunchPlan) -> None:
-    run = make_run_plan().clone_flags | f.CLONE_NEWCGROUP
+    run = make_run_plan().clone_flags | f.CLONE_NEWNS | f.CLONE_NEWCGROUP
     assert plan.steps[only(plan, s.JoinNamespaces)] == s.JoinNamespaces(run)
     assert plan.clone_flags == 0
-    assert not any(isinstance(step, (*MOUNTING, s.Unshare, m.PivotRoot)) for step in plan.steps)
+    assert not any(isinstance(step, (*MOUNTING, s.Unshare, *LEAVING)) for step in plan.steps)
 
 
 @every_exec_plan

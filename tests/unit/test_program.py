@@ -47,7 +47,7 @@ def walk(plan: LaunchPlan, fail: bool) -> set[int]:
     :returns: what is open at the end
     """
     joins = any(isinstance(step, s.JoinNamespaces) for step in plan.steps)
-    table = set(range(op.JOIN_FD + joins + plan.terminal))
+    table = set(range(op.GIVEN_FD + joins + plan.blank + plan.terminal))
     for part in plan.parts:
         rest = iter(zip(code_of(part), part.origins, strict=True))
         for (code, arguments, wanted, lenient), (_, name) in rest:
