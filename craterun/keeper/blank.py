@@ -6,7 +6,7 @@ the lock on all mounts meanwhile: with 2,000 containers alive it was a fifth of 
 Here it is done once. A container takes its files from where it is, enters a copy of this namespace
 (one mount), and puts them there. What lies beneath its root is then an empty directory that cannot
 be written to, instead of the kernel's first filesystem, which may be an initramfs with files in it.
-Linux is about to offer the same in one call (OPEN_TREE_NAMESPACE of open_tree(2)).
+Linux 7.0 has nearly the same in one call (OPEN_TREE_NAMESPACE of open_tree(2)).
 """
 
 from __future__ import annotations

@@ -176,6 +176,16 @@ def test_a_rootfs_that_must_not_be_bound_is_refused_with_the_reason(cli: Cli, ro
     assert "unbindable mount (mount --make-private changes that)" in message
 
 
+def test_a_rootfs_with_a_pinned_mount_namespace_is_refused_with_the_reason(
+    cli: Cli, rootfs: Path
+) -> None:
+    script = 'touch "$1/pin"; unshare --mount="$1/pin" true'
+    with mount_namespace(script, rootfs) as aside:
+        message = cli.behind(*aside.enter).refused("run", "--rootfs", str(rootfs), "--", "true")
+    assert "attach the rootfs: move_mount" in message
+    assert "a mount namespace is mounted somewhere in it (findmnt -t nsfs)" in message
+
+
 def test_a_noexec_rootfs_is_refused_with_the_reason(cli: Cli, rootfs: Path) -> None:
     script = 'mount --bind "$1" "$1"; mount -o remount,bind,noexec "$1"'
     with mount_namespace(script, rootfs) as aside:
