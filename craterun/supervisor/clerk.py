@@ -24,11 +24,12 @@ T = TypeVar("T")
 
 
 class _Job:
-    __slots__ = ("arguments", "done", "error", "function", "result")
+    __slots__ = ("arguments", "begun", "done", "error", "function", "result")
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         self.function = function
         self.arguments = arguments
+        self.begun = False
         self.done = trio.Event()
         self.result: Any = None
         self.error: BaseException | None = None
@@ -71,19 +72,33 @@ class Clerk:
         return result
 
     async def serve(self) -> None:
-        """Make trips until cancelled."""
-        while True:
-            while not self._waiting:
-                await self._called.park()
-            jobs = list(self._waiting)
+        """Make trips until cancelled; what is asked for afterwards is done in place.
+
+        Nothing is, unless a fault has ended the services of a supervisor while there are containers
+        whose ends have to be recorded: they must not wait for ever.
+        """
+        jobs: list[_Job] = []
+        try:
+            while True:
+                while not self._waiting:
+                    await self._called.park()
+                jobs = list(self._waiting)
+                self._waiting.clear()
+                await in_thread(_do_all, jobs)
+                for job in jobs:
+                    job.done.set()
+        finally:
+            self._in_place = True
+            left = [job for job in (*jobs, *self._waiting) if not job.done.is_set()]
             self._waiting.clear()
-            await in_thread(_do_all, jobs)
-            for job in jobs:
+            _do_all([job for job in left if not job.begun])
+            for job in left:
                 job.done.set()
 
 
 def _do_all(jobs: list[_Job]) -> None:
     for job in jobs:
+        job.begun = True
         try:
             job.result = job.function(*job.arguments)
         except BaseException as error:

@@ -30,6 +30,7 @@ class Outputs:
 
     def begin(self, ready: Readiness, tasks: trio.Nursery) -> None:
         """:param tasks: outlives them"""
+        self._ready = ready
         for stream, pipe in self._pipes:
             if pipe.closed:  # a terminal has no stderr; one killed on its way has no stream
                 self._log.end(stream)
@@ -46,6 +47,9 @@ class Outputs:
             while not self._log.ended[stream]:
                 with trio.move_on_after(DRAIN_SECONDS) as patience:
                     await self._log.wait_end(stream)
+                if patience.cancelled_caught and self._ready.ended:
+                    note(f"the end of {stream.name.lower()} was not read: craterun has failed")
+                    break
                 if self._log.is_held_up(stream):
                     continue
                 if patience.cancelled_caught and not _unread_bytes(pipe.fileno()):

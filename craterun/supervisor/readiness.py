@@ -18,9 +18,13 @@ logger = logging.getLogger("craterun")
 
 
 class Readiness:
-    """Calls back when a descriptor is readable. `serve` sleeps in the kernel while none is."""
+    """Calls back when a descriptor is readable. `serve` sleeps in the kernel while none is.
+
+    :ivar ended: nobody is called back any more
+    """
 
     def __init__(self) -> None:
+        self.ended = False
         self._set: select.epoll | None = None
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._opened = trio.Event()
@@ -43,10 +47,10 @@ class Readiness:
         self._callbacks[fd] = callback
 
     def unwatch(self, fd: int) -> None:
-        """No more calls."""
-        assert self._set is not None
-        del self._callbacks[fd]
-        self._set.unregister(fd)
+        """No more calls; there are none anyway once `serve` has ended."""
+        if self._set is not None:
+            del self._callbacks[fd]
+            self._set.unregister(fd)
 
     async def serve(self) -> None:
         """Until cancelled."""
@@ -66,5 +70,6 @@ class Readiness:
                     if (callback := callbacks.get(fd)) is not None:
                         callback()
         finally:
+            self.ended = True
             self._set.close()
             self._set = None
