@@ -109,9 +109,9 @@ def _hint(failed: s.Step, errno: int) -> str:
     if errno == e.EINVAL and isinstance(failed, m.PivotRoot):
         return _INITRAMFS
     if errno == e.EINVAL and isinstance(failed, m.CloneTree) and failed.below < 0:
-        return "it is on an unbindable mount (mount --make-private changes that)"
+        return "it is on an unbindable mount (mount --make-private changes that); try again"
     if errno == e.ELOOP and isinstance(failed, m.EnterRoot):
-        return "a mount namespace is mounted somewhere in it (findmnt -t nsfs); unmount that"
+        return "a mount namespace has been mounted somewhere in it (findmnt -t nsfs); try again"
     if errno == e.EAGAIN and isinstance(failed, s.ForkInside | s.Init):
         return "the container's limit on processes is reached (craterun update --pids)"
     if errno in (e.ENOENT, e.ESRCH, e.ENODEV) and isinstance(failed, s.OpenCgroup | s.EnterCgroup):

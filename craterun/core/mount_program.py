@@ -215,6 +215,5 @@ def _(a: Assembler, step: m.PivotRoot) -> None:
 
 @_assembles(m.LeaveBlank)
 def _(a: Assembler, step: m.LeaveBlank) -> None:
-    a.call("umount2", b"/" + op.BLANK_SCRATCH, f.MNT_DETACH)
     a.call("chroot", b".")
     a.call("chdir", b"/")

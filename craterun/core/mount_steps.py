@@ -62,7 +62,7 @@ class EnterBlank(Step, frozen=True):
 
 
 class EnterRoot(Step, frozen=True):
-    """Attach ``SLOT_ROOT`` on top of / and make it the working directory."""
+    """Attach ``SLOT_ROOT`` on top of / and of what is parked there. It is the working directory."""
 
     def doing(self) -> str:
         return "attach the rootfs"
@@ -88,9 +88,13 @@ class Attach(Step, frozen=True):
 
 
 class Park(Step, frozen=True):
-    """Attach the mount in ``slot`` where it is out of the way: at ``place`` in the old root.
+    """Attach the mount in ``slot`` where no path is going to lead to.
 
-    Before Linux 6.15, open_tree(2) clones nothing of a mount that is attached nowhere.
+    Before Linux 6.15, open_tree(2) clones nothing of a mount that is attached nowhere. On top of
+    the root it would be in the way of paths that lead back there by "..".
+
+    :ivar place: in the blank namespace "/", which the root is going to cover; otherwise somewhere
+        below it, since it is the topmost mount on "/" that `PivotRoot` detaches with all below
     """
 
     slot: int
@@ -211,14 +215,14 @@ class Mask(Step, frozen=True):
 
 
 class PivotRoot(Step, frozen=True):
-    """pivot_root(2) to the new root and detach the old one, with whatever is parked there."""
+    """pivot_root(2) to the new root and detach the old one."""
 
     def doing(self) -> str:
         return "change the root"
 
 
 class LeaveBlank(Step, frozen=True):
-    """chroot(2) to the new root, which covers an empty one; detach what is parked in that."""
+    """chroot(2) to the new root, which covers an empty one."""
 
     def doing(self) -> str:
         return "change the root"

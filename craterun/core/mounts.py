@@ -72,14 +72,13 @@ def etc_files(hostname: str) -> tuple[tuple[bytes, bytes], ...]:
     )  # fmt: skip
 
 
-@cache
 def scratch_steps(place: bytes) -> tuple[s.Step, ...]:
     """A tmpfs whose parts are bound: files in /etc, /dev, /dev/shm, what masks directories.
 
     One, since every filesystem that exists makes all starts and ends on the host slower: the kernel
     goes through their lists whenever it removes a memory cgroup.
 
-    :param place: where in the old root it is attached
+    :param place: where it is attached, as a `mount_steps.Park` says
     """
     options = ((b"mode", b"0755"), (b"size", str(SHM_BYTES).encode()))
     return (

@@ -10,6 +10,11 @@ TYPE_CHECKING = False  # typing is an import that the keeper does without
 if TYPE_CHECKING:
     from typing import Final
 
+PROTOCOL: Final = 2
+"""Raised whenever a launch or a plan's calls mean something else than before. Keeper and supervisor
+are of one version, but a supervisor that is killed after an upgrade has a successor of the new one.
+"""
+
 # --- system calls of a launch plan --------------------------------------------------------------
 CALLS: Final = (
     ("syscall", 0), ("capset", 0), ("chdir", 0), ("chroot", 0), ("close", 0), ("dup2", 0),
@@ -51,10 +56,6 @@ SLOT_WORK: Final = 3
 """A mount on its way from the step that makes it to the step that attaches it."""
 SLOT_HOST: Final = 16
 """The first of the host's files and directories, in the order in which they are attached."""
-
-# --- the blank mount namespace --------------------------------------------------------------------
-BLANK_SCRATCH: Final = b"scratch"
-"""The one directory in it, where containers mount what is out of their sight."""
 
 # --- how a target inside the rootfs is found --------------------------------------------------
 TARGET_DIRECTORY: Final = 0

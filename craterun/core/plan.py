@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from craterun.core import flags as f
 from craterun.core import hostroot, mounts
@@ -29,8 +29,6 @@ cgroups by unshare(2).
 
 JOIN_NAMESPACES = RUN_NAMESPACES | f.CLONE_NEWNS | f.CLONE_NEWCGROUP
 
-_ENTER = {True: (m.EnterBlank(), m.EnterRoot()), False: (m.EnterRoot(),)}
-_SCRATCH = {True: b"/" + op.BLANK_SCRATCH, False: b"/proc"}
 _NULL_INPUT = (s.NullInput(ours=True),)
 
 
@@ -50,9 +48,7 @@ def plan_run(
     :param cgroups: directories that exist by the time the plan is carried out
     """
     legacy = [os.fsencode(f"{path}/tasks") for path in cgroups.legacy]
-    # The kernel lets a user namespace mount /proc and /sys only where some are to be seen already
-    # (mount_namespaces(7)), and that is nowhere in the blank namespace.
-    blank = not host.user_namespace
+    blank = host.blank and (root is None or root.bindable)
     first: list[s.Step] = [s.SetSession()]
     if spec.oom_score_adj is not None:
         first.append(s.SetOomScore(spec.oom_score_adj))
@@ -62,12 +58,11 @@ def plan_run(
     groups: list[Sequence[s.Step]] = [first]
     if root is None:
         groups += [hostroot.create_steps(host), hostroot.etc_steps(hostname)]
-        groups += [hostroot.clone_steps(host), _ENTER[blank], hostroot.attach_steps(host)]
+        groups.append(hostroot.clone_steps(host))
     else:
-        groups += [_root_tree(root), _ENTER[blank]]
-    groups.append(mounts.scratch_steps(_SCRATCH[blank]))
-    if root is not None:
-        groups.append(mounts.etc_steps(hostname))
+        groups.append(_root_tree(root))
+    groups.append(_enter_root(blank=blank))
+    groups.append(hostroot.attach_steps(host) if root is None else mounts.etc_steps(hostname))
     groups.append(mounts.kernel_filesystem_steps())
     groups.append(mounts.device_steps(bind_devices=host.user_namespace))
     groups.append(mounts.protection_steps())
@@ -188,6 +183,12 @@ def _terminal(identity: Identity, window: tuple[int, int]) -> s.Step:
 def _root_tree(root: RootDirectory) -> tuple[s.Step, ...]:
     source = os.fsencode(root.path)
     return (m.CloneTree(op.SLOT_ROOT, source, 0, root.device, root.inode, private=True),)
+
+
+@cache
+def _enter_root(*, blank: bool) -> tuple[s.Step, ...]:
+    begin = (m.EnterBlank(),) if blank else ()
+    return (*begin, *mounts.scratch_steps(b"/" if blank else b"/proc"), m.EnterRoot())
 
 
 @lru_cache(maxsize=64)

@@ -167,6 +167,9 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     :ivar kernel: (major, minor) of the running kernel
     :ivar hierarchies: cgroup hierarchies that the caller can write to
     :ivar user_namespace: devices cannot be created here, only bound from the host
+    :ivar blank: containers can begin in a blank mount namespace (`keeper.blank`): we may go there,
+        and what the built-in root takes from the host can be copied. In a user namespace the kernel
+        mounts /proc and /sys only where some are to be seen already (mount_namespaces(7)).
     :ivar last_capability: the highest capability number of the kernel
     :ivar usr_entries: name and link target of each top-level directory that holds programs and
         libraries, as it is on the host: ``("bin", "usr/bin")``, or ``("bin", "")`` for a directory
@@ -177,6 +180,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     kernel: tuple[int, int]
     hierarchies: tuple[Hierarchy, ...] = ()
     user_namespace: bool = False
+    blank: bool = True
     last_capability: int = 40
     usr_entries: tuple[tuple[str, str], ...] = ()
     etc_entries: tuple[str, ...] = ()
@@ -192,8 +196,12 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class RootDirectory(msgspec.Struct, frozen=True):
-    """A rootfs directory that passed every check, with what proves that it is still the same."""
+    """A rootfs directory that passed every check, with what proves that it is still the same.
+
+    :ivar bindable: open_tree(2) copies it with all that is mounted in it
+    """
 
     path: str
     device: int
     inode: int
+    bindable: bool = True

@@ -4,76 +4,97 @@ The usual way to a container's mounts is a copy of the host's, all of them, and 
 it. That looks at every process of the host to see whether it has to be given a new root, and holds
 the lock on all mounts meanwhile: with 2,000 containers alive it was a fifth of what a start costs.
 Here it is done once. A container takes its files from where it is, enters a copy of this namespace
-(one mount), and puts them there. What lies beneath its root is then an empty directory that cannot
-be written to, instead of the kernel's first filesystem, which may be an initramfs with files in it.
-Linux 7.0 has nearly the same in one call (OPEN_TREE_NAMESPACE of open_tree(2)).
+(one mount), and puts them there. What lies beneath its root is then an empty directory in which
+nothing can be made, instead of the kernel's first filesystem, which may be an initramfs with files
+in it. Linux 7.0 has nearly the same in one call (OPEN_TREE_NAMESPACE of open_tree(2)).
 """
 
 from __future__ import annotations
 
+import _socket
 import os
 
 from craterun.core import flags as f
 from craterun.core import opcodes as op
+from craterun.keeper.kept import receive_descriptor, socket_pair
 from craterun.linux import calls
+
+TYPE_CHECKING = False  # typing is an import that the keeper does without
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 
 def make_blank() -> int:
-    """Make it. Returns a close-on-exec descriptor that it lives as long as (namespaces(7)).
+    """Have a child make it. Returns a descriptor that it lives as long as (namespaces(7)).
 
-    The caller, which must have one thread, goes there and comes back (setns(2)); its root and its
-    working directory are afterwards what its root was before.
-
-    :raises OSError: with the name of the call that failed; the caller is back nevertheless
+    :raises OSError: with the name of the call that failed, or the path that could not be opened
     """
-    flags = os.O_RDONLY | os.O_CLOEXEC
-    home = os.open(b"/proc/self/ns/mnt", flags)
-    blank = root = -1
+    ours, theirs = socket_pair()
     try:
-        root = os.open(b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        calls.unshare(f.CLONE_NEWNS)
+        pid, pidfd = calls.clone3(f.CLONE_NEWNS)
+        if pid == 0:
+            _make(theirs)
+        theirs.close()
         try:
-            blank = os.open(b"/proc/self/ns/mnt", flags)
+            said = ours.recv(4096, _socket.MSG_PEEK)
+            if said != _MADE:
+                raise _error(said)
+            return receive_descriptor(ours)[0]
+        finally:
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+            os.close(pidfd)
+    finally:
+        ours.close()
+        theirs.close()
+
+
+EPIPE = 32
+_MADE = b"m"
+_CALL = b"c"
+_PATH = b"p"
+
+
+def _make(sock: Any) -> NoReturn:
+    """In the child: make it, and pass it out, or what has failed."""
+    try:
+        try:
+            blank = os.open(b"/proc/self/ns/mnt", os.O_RDONLY)
             # To the root of all, also for who is in a chroot, out of which pivot_root leads nobody.
             _call("setns", blank, f.CLONE_NEWNS)
             _empty()
-        finally:
-            _call("setns", home, f.CLONE_NEWNS)
-            os.fchdir(root)
-            os.chroot(".")
-    except BaseException:
-        if blank >= 0:
-            os.close(blank)
-        raise
+            rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, blank.to_bytes(4, "little"))
+            sock.sendmsg([_MADE], [rights])
+        except OSError as error:
+            name = error.filename
+            kind, what = (_PATH, name) if isinstance(name, bytes) else (_CALL, str(name).encode())
+            sock.send(kind + (error.errno or 0).to_bytes(2, "little") + what)
     finally:
-        for fd in (home, root):
-            if fd >= 0:
-                os.close(fd)
-    return blank
+        os._exit(0)
+
+
+def _error(said: bytes) -> OSError:
+    if not said:  # killed before it could say anything
+        return OSError(EPIPE, os.strerror(EPIPE), "recvmsg")
+    number, name = int.from_bytes(said[1:3], "little"), said[3:]
+    return OSError(number, os.strerror(number), name if said.startswith(_PATH) else name.decode())
 
 
 def _empty() -> None:
-    """Have nothing in this mount namespace but a read-only directory."""
+    """Have nothing in this mount namespace but an empty directory that stays so."""
     _call("mount", None, b"/", None, f.MS_REC | f.MS_PRIVATE, None)
     context = _call("fsopen", b"tmpfs", f.FSOPEN_CLOEXEC)
-    try:
-        _call("fsconfig", context, f.FSCONFIG_SET_STRING, b"source", b"craterun", 0)
-        _call("fsconfig", context, f.FSCONFIG_SET_STRING, b"mode", b"0755", 0)
-        _call("fsconfig", context, f.FSCONFIG_CMD_CREATE, None, None, 0)
-        strict = f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NODEV | f.MOUNT_ATTR_NOEXEC
-        mount = _call("fsmount", context, f.FSMOUNT_CLOEXEC, strict)
-    finally:
-        os.close(context)
-    try:
-        os.mkdir(op.BLANK_SCRATCH, 0o755, dir_fd=mount)
-        calls.mount_setattr(mount, 0, f.MOUNT_ATTR_RDONLY)
-        _call("move_mount", mount, b"", f.AT_FDCWD, b"/", f.MOVE_MOUNT_F_EMPTY_PATH)
-        os.fchdir(mount)
-        # Both on the same directory: pivot_root(2), NOTES.
-        _call("pivot_root", b".", b".")
-        _call("umount2", b".", f.MNT_DETACH)
-    finally:
-        os.close(mount)
+    # One inode, which is the directory itself.
+    options = ((b"source", b"craterun"), (b"mode", b"0555"), (b"size", b"4k"), (b"nr_inodes", b"1"))
+    for key, value in options:
+        _call("fsconfig", context, f.FSCONFIG_SET_STRING, key, value, 0)
+    _call("fsconfig", context, f.FSCONFIG_CMD_CREATE, None, None, 0)
+    strict = f.MOUNT_ATTR_RDONLY | f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NODEV | f.MOUNT_ATTR_NOEXEC
+    mount = _call("fsmount", context, f.FSMOUNT_CLOEXEC, strict)
+    _call("move_mount", mount, b"", f.AT_FDCWD, b"/", f.MOVE_MOUNT_F_EMPTY_PATH)
+    os.fchdir(mount)
+    # Both on the same directory: pivot_root(2), NOTES.
+    _call("pivot_root", b".", b".")
+    _call("umount2", b".", f.MNT_DETACH)
 
 
 def _call(name: str, *arguments: int | bytes | None) -> int:

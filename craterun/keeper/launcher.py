@@ -97,7 +97,13 @@ class Launcher:
     def blank(self) -> int:
         """Descriptor of the blank mount namespace, which is made when it is first needed."""
         if self.blank_namespace < 0:
-            self.blank_namespace = make_blank()
+            if self.native is not None:
+                self.native.whole_forks()
+            try:
+                self.blank_namespace = make_blank()
+            finally:
+                if self.native is not None:
+                    self.native.bare_forks()
         return self.blank_namespace
 
     def free(self, slot: int) -> None:

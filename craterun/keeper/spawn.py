@@ -15,6 +15,7 @@ import sys
 from typing import NamedTuple
 
 from craterun.core import flags as f
+from craterun.core import opcodes as op
 from craterun.core.errors import KernelRefusedError, UnsupportedHostError
 from craterun.linux import calls
 
@@ -41,7 +42,8 @@ def takeover_command() -> list[str]:
     """
     code = (
         f"import sys; sys.path[:] = {[p for p in sys.path if p]!r}; "
-        "from craterun.supervisor.takeover import main; main(int(sys.argv[-1]))"
+        "from craterun.supervisor.takeover import main; "
+        f"main(int(sys.argv[-1]), {op.PROTOCOL})"
     )
     return [sys.executable, "-I", "-S", "-c", code]
 

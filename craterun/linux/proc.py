@@ -21,6 +21,7 @@ class Mount(NamedTuple):
     :ivar point: where it is mounted
     :ivar kind: filesystem type
     :ivar options: super block options
+    :ivar unbindable: it cannot be bound elsewhere (mount_namespaces(7))
     """
 
     device: str
@@ -29,6 +30,7 @@ class Mount(NamedTuple):
     kind: str
     options: tuple[str, ...]
     readonly: bool
+    unbindable: bool = False
 
 
 def parse_mountinfo(text: str) -> list[Mount]:
@@ -47,6 +49,7 @@ def parse_mountinfo(text: str) -> list[Mount]:
                 kind=more[0],
                 options=tuple(more[2].split(",")),
                 readonly="ro" in fields[5].split(","),
+                unbindable="unbindable" in fields[6:],
             )
         )
     return mounts

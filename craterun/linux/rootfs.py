@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 
 from craterun.core import flags as f
 from craterun.core.errors import RootfsError, UsageError, printable
@@ -11,7 +12,9 @@ from craterun.core.spec import Identity, RootDirectory
 from craterun.core.units import argument_bytes
 from craterun.core.users import parse_user, resolve_user
 from craterun.linux import calls
+from craterun.linux.bindable import is_bindable
 from craterun.linux.host import mount_table
+from craterun.linux.proc import Mount
 from craterun.linux.shortage import SHORTAGES
 
 _MARKERS = ("bin", "usr", "etc")
@@ -43,7 +46,8 @@ def check_rootfs(path: str) -> RootDirectory:
         raise RootfsError(f"rootfs {shown}: {os.strerror(error.errno or 0)}") from error
     try:
         found = os.fstat(fd)
-        if _is_host_root(real, found):
+        mounts = mount_table()
+        if _is_host_root(real, found, mounts):
             raise RootfsError(
                 f"rootfs {shown} is the host's own root directory, which a container never gets; "
                 "leave --rootfs out for a read-only view of the host's programs"
@@ -55,16 +59,16 @@ def check_rootfs(path: str) -> RootDirectory:
             )
     finally:
         os.close(fd)
-    return RootDirectory(real, found.st_dev, found.st_ino)
+    return RootDirectory(real, found.st_dev, found.st_ino, is_bindable(real, mounts))
 
 
-def _is_host_root(path: str, found: os.stat_result) -> bool:
+def _is_host_root(path: str, found: os.stat_result, mounts: Sequence[Mount]) -> bool:
     root = os.stat("/")
     if (found.st_dev, found.st_ino) == (root.st_dev, root.st_ino):
         return True
     # Some filesystems give a bind mount of / other numbers than / itself: compare what the mount
     # table says is mounted, too.
-    at = {mount.point: (mount.device, mount.root) for mount in mount_table()}
+    at = {mount.point: (mount.device, mount.root) for mount in mounts}
     return path in at and at[path] == at.get("/")
 
 

@@ -60,7 +60,7 @@ def cause(errno: int, *, pid: int = 0, namespaces: int = 0, mounting: bool = Fal
         return (
             f"the limit on mount namespaces ({_sysctl('user.max_mnt_namespaces')}) or that on "
             f"mounts in one ({_sysctl('fs.mount-max')}) is reached; raise it with: sysctl -w "
-            "fs.mount-max=…"
+            "user.max_mnt_namespaces=…, or fs.mount-max=…"
         )
     if errno == e.ENOMEM:
         return memory(pid)

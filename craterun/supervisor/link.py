@@ -13,7 +13,7 @@ from typing import Any
 import trio
 
 from craterun.core import opcodes as op
-from craterun.core.errors import KeeperDiedError
+from craterun.core.errors import KeeperDiedError, UnsupportedHostError
 from craterun.core.launchplan import FilledPlan, LaunchPlan
 from craterun.core.phases import Started
 from craterun.core.steps import Values
@@ -39,6 +39,7 @@ class KeeperLink:
 
     :ivar dead: the keeper is gone
     :ivar fate: and what killed it, if something did
+    :ivar can_launch: it is of this version, so that it understands plans
     """
 
     def __init__(self, process: subprocess.Popen[bytes] | None, sock: socket.socket) -> None:
@@ -56,6 +57,7 @@ class KeeperLink:
         self.dead = False
         self._died = trio.Event()
         self.fate = ""
+        self.can_launch = True
         self._native = os.environ.get(op.SWITCH) != "0"
         self._sent: set[int] = set()
 
@@ -94,11 +96,16 @@ class KeeperLink:
             it when this supervisor has died
         :param lives_on: without a ``cookie``: do not kill it when this supervisor dies
         :raises KeeperDiedError: the keeper is gone
+        :raises UnsupportedHostError: the keeper is of another version than this process
         :raises OSError: this process has no descriptor or memory left for the request
         :param native: by machine code, where that is possible
         """
         if replacing is not None:
             self._retire(replacing)
+        if not self.can_launch:
+            raise UnsupportedHostError(
+                "craterun has been replaced by another version while it ran; start it anew"
+            )
         native = native and self._native
         values, cgroup = None, plan.cgroup
         if isinstance(plan, FilledPlan):

@@ -15,6 +15,7 @@ from contextlib import suppress
 
 import trio
 
+from craterun.core import opcodes as op
 from craterun.core.errors import CraterunError
 from craterun.core.launchplan import LaunchPlan
 from craterun.core.life import Record, State
@@ -37,15 +38,18 @@ from craterun.supervisor.services import Services
 logger = logging.getLogger("craterun")
 
 
-def main(number: int) -> None:
+def main(number: int, protocol: int = 0) -> None:
     """Entry of the successor's process.
 
     :param number: inherited descriptor of the socket to the keeper, its parent
+    :param protocol: the keeper's `opcodes.PROTOCOL`: it may be older than what is installed now
     """
     set_process_name(b"craterun")
     sock = socket.socket(fileno=number)
     sock.set_inheritable(False)
-    trio.run(_take_over, KeeperLink(None, sock))
+    link = KeeperLink(None, sock)
+    link.can_launch = protocol == op.PROTOCOL
+    trio.run(_take_over, link)
 
 
 async def _take_over(link: KeeperLink) -> None:

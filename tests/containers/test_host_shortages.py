@@ -66,7 +66,9 @@ def test_mounts(rootfs: Path, state_root: Path, set_sysctl: SetSysctl) -> None:
     for message in messages:
         assert "No space left on device (ENOSPC)" in message
         assert "on mounts in one (fs.mount-max = " in message
-        assert message.endswith("; raise it with: sysctl -w fs.mount-max=…")
+        assert message.endswith(
+            "; raise it with: sysctl -w user.max_mnt_namespaces=…, or fs.mount-max=…"
+        )
     assert cgroups == []
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from craterun.core import flags as f
-from craterun.core import opcodes as op
 from craterun.linux import calls
 from tests.containers import helpers
 from tests.containers.helpers import (
@@ -126,8 +125,8 @@ def test_the_old_root_cannot_be_reached_by_a_chroot_escape(cli: Cli, tmp_path: P
     assert cli.ok("run", "--attach", "--", "perl", "-e", script) == "in container"
 
 
-def test_beneath_the_root_there_is_an_empty_directory_and_nothing_of_the_host(live: Live) -> None:
-    def beneath() -> tuple[list[str], list[str], list[str]]:
+def test_beneath_the_root_there_is_what_was_made_for_it_and_nothing_of_the_host(live: Live) -> None:
+    def beneath() -> tuple[list[str], list[list[str]], list[list[str]]]:
         proc = os.open("/proc/self", os.O_PATH)
 
         def at(path: str) -> int:
@@ -136,21 +135,33 @@ def test_beneath_the_root_there_is_an_empty_directory_and_nothing_of_the_host(li
         prepared.setns(os.open(f"/proc/{live.pid}/ns/mnt", os.O_RDONLY), f.CLONE_NEWNS)
         calls.unshare(f.CLONE_NEWNS)  # what follows is not done to the container
         inside = os.listdir("/")
-        prepared.umount2(b"/", f.MNT_DETACH)
-        prepared.setns(at("ns/mnt"), f.CLONE_NEWNS)
-        mounts = os.read(at("mountinfo"), 1 << 20).decode().splitlines()
-        return inside, mounts, [*os.listdir("/"), *os.listdir(f"/{op.BLANK_SCRATCH.decode()}")]
+        mounts, names = [], []
+        for _ in range(2):
+            prepared.umount2(b"/", f.MNT_DETACH)
+            prepared.setns(at("ns/mnt"), f.CLONE_NEWNS)
+            mounts.append(os.read(at("mountinfo"), 1 << 20).decode().splitlines())
+            names.append(sorted(os.listdir("/")))
+        return inside, mounts, names
 
-    inside, mounts, left = in_child(beneath)
+    inside, mounts, names = in_child(beneath)
     assert "proc" in inside
-    assert left == [op.BLANK_SCRATCH.decode()]
-    (only,) = mounts
-    assert only.split()[4:6] == ["/", "ro,nosuid,nodev,noexec,relatime"]
+    # Its own tmpfs, which parts of /dev and /etc are bound from; and the end.
+    assert names == [["dev", "empty", "hostname", "hosts", "resolv.conf", "shm"], []]
+    for (only,) in mounts:
+        assert only.split()[3:5] == ["/", "/"]
+    assert mounts[1][0].split()[5] == "ro,nosuid,nodev,noexec,relatime"
 
 
 def test_root_inside_may_make_a_user_namespace(cli: Cli) -> None:
     # The kernel forbids it to whoever is in a chroot (unshare(2)), and a container is not.
     assert cli.ok("run", "--attach", "--", "unshare", "-U", "id", "-u") == "65534\n"
+
+
+def test_it_takes_no_capability_to_change_the_root(cli: Cli, rootfs: Path) -> None:
+    # Without CAP_SYS_CHROOT, pivot_root is the way.
+    without = cli.behind("setpriv", "--bounding-set", "-sys_chroot", "--inh-caps", "-sys_chroot")
+    user = ("run", "--attach", "--user", "1000", "--rootfs", str(rootfs))
+    assert without.ok(*user, "--", "id", "-u") == "1000\n"
 
 
 def test_a_supervisor_in_a_chroot_runs_what_it_sees_there(

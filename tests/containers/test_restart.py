@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import craterun
 from tests.containers import helpers
 from tests.containers.helpers import SLEEP, Cli, lines_of, read_line
 from tests.containers.streams_helpers import cgroups_of
@@ -142,6 +144,31 @@ def test_a_successor_of_the_supervisor_goes_on_with_it(
     (container_id,) = cli.ids()
     cli.ok("rm", "--force", container_id)
     assert cgroups_of(container_id) == []
+
+
+def test_after_an_upgrade_a_successor_starts_nothing_by_a_keeper_of_the_old_version(
+    cli: Cli, rootfs: Path, tmp_path: Path
+) -> None:
+    # The old keeper would not understand it; what runs goes on, and its end is recorded.
+    installed = tmp_path / "installed"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(craterun.__file__).parent, installed / "craterun", ignore=ignored)
+    old = cli.behind("env", "-C", str(installed))
+    os.mkfifo(rootfs / "tmp" / "gate")
+    options = ("--restart", "always", "--rootfs", str(rootfs))
+    script = "echo life; read x </tmp/gate; exit 3"
+    supervisor = old.start("run", "-a", *options, "--", "sh", "-c", script)
+    assert read_line(supervisor) == "life"
+    opcodes = installed / "craterun/core/opcodes.py"
+    text = opcodes.read_text()
+    opcodes.write_text(text.replace("PROTOCOL: Final = ", "PROTOCOL: Final = 1000"))
+    assert opcodes.read_text() != text
+    supervisor.kill()
+    supervisor.wait()
+    (container_id,) = cli.ids()
+    (rootfs / "tmp" / "gate").write_text("go\n")
+    assert cli.ok("wait", container_id) == "3\n"
+    assert "replaced by another version" in str(cli.record(container_id)["error"])
 
 
 def test_a_rootfs_that_has_gone_is_said_in_the_record(cli: Cli, rootfs: Path) -> None:

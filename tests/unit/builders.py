@@ -121,7 +121,7 @@ def all_run_plans() -> dict[str, LaunchPlan]:
     for root, bound, init, (layout, found) in itertools.product(
         (None, ROOT), (False, True), (False, True), LAYOUTS.items()
     ):
-        host = make_host(user_namespace=bound, hierarchies=found)
+        host = make_host(user_namespace=bound, blank=not bound, hierarchies=found)
         words = (
             "rootfs" if root else "built-in",
             "bound-devices" if bound else "made-devices",

@@ -194,7 +194,7 @@ def test_a_workdir_that_cannot_be_entered_is_the_users_mistake(errno: int, text:
         (m.PivotRoot(), e.EINVAL, "initramfs"),
         (m.CloneTree(0, b"/srv/x"), e.EINVAL, "on an unbindable mount"),
         (m.CloneTree(0, b"x", below=2), e.EINVAL, ""),
-        (m.EnterRoot(), e.ELOOP, "a mount namespace is mounted somewhere in it"),
+        (m.EnterRoot(), e.ELOOP, "a mount namespace has been mounted somewhere in it"),
         (s.OpenCgroup(0, b"/x/tasks"), e.ENOENT, "removed by somebody else"),
         (s.EnterCgroup(0, b"/x/tasks"), e.ENODEV, "removed by somebody else"),
         (s.Credentials(5, 5, None, 0, 40), e.EINVAL, "0 is the only user and group"),

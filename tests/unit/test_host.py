@@ -8,7 +8,7 @@ import pytest
 
 from craterun.core.spec import Hierarchy
 from craterun.linux import host
-from craterun.linux.host import hierarchies, in_user_namespace, kernel_version
+from craterun.linux.host import hierarchies, in_user_namespace, is_bearer_of, kernel_version
 from craterun.linux.proc import Mount, parse_mountinfo
 
 
@@ -173,3 +173,13 @@ def test_what_belongs_to_somebody_else_is_not_used(delegated: Path, own: str) ->
 
 def test_version_1_is_never_delegated(delegated: Path, cgroups: Path) -> None:
     assert hierarchies([line("cgroup", cgroups / "memory", "rw,memory")], "/user/a.scope") == ()
+
+
+def test_an_identity_map_in_another_user_namespace_is_none() -> None:
+    assert in_user_namespace("0 0 4294967295", 4026532000)
+    assert not in_user_namespace("0 0 4294967295", 4026531837)
+
+
+def test_a_capability_is_held_if_it_is_effective() -> None:
+    status = "Name:\tx\nCapPrm:\t000001ffffffffff\nCapEff:\t0000000000040001\n"
+    assert [is_bearer_of(number, status) for number in (0, 1, 18, 21)] == [True, False] * 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from craterun.core import flags as f
@@ -147,13 +148,15 @@ def test_the_containers_mounts_are_made_in_a_namespace_of_its_own(plan: LaunchPl
         assert only(plan, m.EnterBlank) < min(positions(plan, of(*attaching)))
 
 
-def test_only_what_has_a_user_namespace_of_its_own_begins_among_the_hosts_mounts() -> None:
-    # There the kernel mounts /proc and /sys only where some are to be seen already.
+def test_a_container_begins_among_the_hosts_mounts_only_where_it_has_to() -> None:
     assert {plan.blank for plan in RUN_PLANS.values()} == {True, False}
-    for mapped in (False, True):
-        plan = make_run_plan(host=make_host(user_namespace=mapped))
-        assert plan.blank != mapped
-        assert isinstance(plan.steps[only(plan, *LEAVING)], LEAVING[plan.blank])
+    for able in (False, True):
+        for bindable in (False, True):
+            root = msgspec.structs.replace(ROOT, bindable=bindable)
+            plan = make_run_plan(host=make_host(blank=able), root=root)
+            assert plan.blank == (able and bindable)
+            assert isinstance(plan.steps[only(plan, *LEAVING)], LEAVING[plan.blank])
+        assert make_run_plan(host=make_host(blank=able), root=None).blank == able
     assert not any(plan.blank for plan in EXEC_PLANS.values())
 
 
