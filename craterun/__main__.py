@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal
 import gc
 import os
 import sys
@@ -19,6 +20,8 @@ def main() -> None:
 
     Exits with the command's code.
     """
+    # Who ignores it has the kernel reap its children (wait(2)); a parent of ours may have.
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     gc.disable()  # until all is imported that a command needs: of that, little is garbage
     _open_standard_streams()
     if sys.argv[1:] in (["--version"], ["-V"]):

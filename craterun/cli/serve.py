@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,7 @@ def serve(
     program, essence = thin.program(), _circumstances().essence()
     path = os.path.abspath(thin.socket_path())
     become_root()  # after which the default would be that of root
+    signal.signal(signal.SIGTERM, _give_up)  # until there is somebody who ends in good order
     listener = take_passed() or listen(path)
     try:
         Store(root).make_root()  # or every start would fail
@@ -75,6 +77,10 @@ def serve(
         listener.close()
         listener.release()
     return 0
+
+
+def _give_up(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _ready(listener: Listener) -> None:
@@ -134,7 +140,9 @@ def _answers(sock: socket, message: bytes) -> list[int]:
     received = b""
     try:
         sock.sendall(message)
+        thin.limit_wait(sock, limited=True)  # for the first answer, which takes no time
         while data := sock.recv(4096):
+            thin.limit_wait(sock, limited=False)
             received += data
     except BlockingIOError:
         raise CraterunError("the server does not answer") from None

@@ -136,6 +136,12 @@ def connect(path: str) -> _socket.socket | None:
     return sock
 
 
+def limit_wait(sock: _socket.socket, *, limited: bool) -> None:
+    """Have ``sock`` receive within `_ANSWER_SECONDS` (or else EAGAIN), or whenever it may be."""
+    seconds = _ANSWER_SECONDS if limited else 0
+    sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, _timeval(seconds))
+
+
 def _timeval(seconds: int) -> bytes:
     return seconds.to_bytes(8, sys.byteorder) + bytes(8)
 
@@ -155,7 +161,8 @@ def hello(arguments: list[str], ignored: list[int]) -> bytes:
             frames.VERSION,
             program(),
             [os.fsencode(argument) for argument in arguments],
-            [key + b"=" + value for key, value in os.environb.items()],
+            # One without a name can be inherited, but not set.
+            [key + b"=" + value for key, value in os.environb.items() if key],
             os.fsencode(root),
             os.fsencode(os.path.realpath(root)),
             list(map(int, ignored)),
@@ -283,8 +290,7 @@ class _Client:
 
     def _await_answer(self) -> None:
         """Until there is something to receive, be it the end."""
-        limited = _socket.SOL_SOCKET, _socket.SO_RCVTIMEO
-        self._socket.setsockopt(*limited, _timeval(_ANSWER_SECONDS))
+        limit_wait(self._socket, limited=True)
         try:
             self._socket.recv(1, _socket.MSG_PEEK)  # so that `_withdraw` still sees it
         except BlockingIOError:
@@ -292,7 +298,7 @@ class _Client:
         except ConnectionError:
             pass  # which is an end, too
         self._answered = True
-        self._socket.setsockopt(*limited, _timeval(0))
+        limit_wait(self._socket, limited=False)
 
     def _withdraw(self) -> bool:
         """Take the request back; False if there is an answer already.
@@ -359,10 +365,17 @@ class _Client:
             if kind == frames.DECLINED and value:
                 return
             if kind == frames.DECLINED:
-                self._restore_terminal()
-                text = "the server that ran this command has gone; containers that it ran live on"
-                os.write(2, f"craterun: {text}: see craterun ps\n".encode())
-                os._exit(_SERVER_LOST)
+                self._give_up(
+                    "the server that ran this command has gone; containers that it ran live on: "
+                    "see craterun ps"
+                )
+            if kind == frames.SHUT_DOWN:
+                self._give_up("the server was shut down before this command had ended")
+
+    def _give_up(self, text: str) -> None:
+        self._restore_terminal()
+        os.write(2, f"craterun: {text}\n".encode())
+        os._exit(_SERVER_LOST)
 
     def _die_of(self, number: int) -> None:
         if number != _signal.SIGKILL:  # which has no other disposition

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import socket
 from typing import Protocol
@@ -107,6 +108,8 @@ class Attendance:
         try:
             reply = await self._run()
         finally:
+            if trio.current_effective_deadline() == -math.inf:  # cancelled
+                self._reply(frames.reply(frames.SHUT_DOWN))
             # Whoever reads the client's output sees its end before the client has ended.
             close_all(self._fds)
         if reply is not None:

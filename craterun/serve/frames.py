@@ -31,6 +31,8 @@ SIGNALED = 4
 """The client is to die of this signal, as the command did."""
 SUSPENDED = 5
 """The command has stopped on SIGTSTP: the client may stop, too."""
+SHUT_DOWN = 6
+"""The server has ended in good order before the command had."""
 SOCKET_NAME = ".serve.sock"
 """In the state directory: a server belongs to one, and only its users find it."""
 LEAVE_RUNNING = "leave-running"

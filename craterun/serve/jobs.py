@@ -32,6 +32,7 @@ from craterun.supervisor.main import raise_open_files
 
 MESSAGE_BYTES = 4096
 """The longest message between server and spawner."""
+_INTERRUPTED = 130
 _DESK_FD = 3
 
 
@@ -333,10 +334,14 @@ def _work(own: Desk, crew: Crew, limits: tuple[int, int]) -> None:
             code = crew.run([os.fsdecode(argument) for argument in hello.arguments])
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 1 if error.code else 0
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # too late, as after the end of a process
         _flush()
     except desk.DeclinedError:
         own.tell(Decline())
         os._exit(0)
+    except KeyboardInterrupt:
+        _flush()
+        code = _INTERRUPTED  # as `__main__` has it
     except BaseException:
         sys.excepthook(*sys.exc_info())
         _flush()
@@ -369,11 +374,12 @@ def _become(hello: Hello, fds: Sequence[int]) -> None:
     # Entering a user namespace makes us root there, with another default than the client's.
     os.environ.setdefault("CRATERUN_ROOT", os.fsdecode(hello.root))
     time.tzset()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in hello.ignored:
-        signal.signal(number, signal.SIG_IGN)
     _open_streams(hello.encodings.decode().split())
     sys.argv = ["craterun", *map(os.fsdecode, hello.arguments)]
+    for number in hello.ignored:
+        signal.signal(number, signal.SIG_IGN)
+    if signal.SIGINT not in hello.ignored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # last: it can be raised from here
 
 
 def _open_streams(words: list[str]) -> None:

@@ -167,11 +167,17 @@ def take_passed() -> Listener | None:
         return None
     count = os.environ.pop("LISTEN_FDS", "0")
     os.environ.pop("LISTEN_FDNAMES", None)
-    if count == "0":
+    if count in ("", "0"):
         return None
     if count != "1":
         raise UsageError(f"LISTEN_FDS is {count}: the server listens at one socket")
-    sock = socket.socket(fileno=_FIRST_PASSED_FD)
+    try:
+        sock = socket.socket(fileno=_FIRST_PASSED_FD)
+    except OSError as error:
+        raise UsageError(
+            f"LISTEN_FDS is 1, but descriptor {_FIRST_PASSED_FD} is no socket: "
+            f"{os.strerror(error.errno or 0)}"
+        ) from None
     if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
         sock.close()
         raise UsageError("the socket that was passed is not a unix stream socket")
@@ -180,7 +186,12 @@ def take_passed() -> Listener | None:
         raise UsageError("the socket that was passed does not listen")
     sock.set_inheritable(False)
     sock.setblocking(False)
-    return Listener(sock, str(sock.getsockname()), Fd(-1))
+    return Listener(sock, _shown(sock.getsockname()), Fd(-1))
+
+
+def _shown(address: str | bytes) -> str:
+    """An abstract one as systemd writes it (unix(7))."""
+    return "@" + os.fsdecode(address[1:]) if isinstance(address, bytes) else address
 
 
 def notify(state: str) -> None:

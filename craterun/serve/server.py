@@ -51,8 +51,8 @@ _FDS_TO_COME = 6
 """Of a client that has just been let in: streams, directory, and the two of a worker."""
 _MAX_CLIENTS = 4096
 _GOODBYE_SECONDS = 5.0
-"""How long, at the end, a reader may take for the last output of a container that was stopped, and
-a command to start what it was about to."""
+"""How long, at the end, a reader may take for the last output of a container that was stopped, a
+command to start what it was about to, and any other command to end."""
 _STARTING = ([b"run"], [b"exec"])
 """How commands begin that may have us start something."""
 _SHORTAGE_SECONDS = 0.1
@@ -116,6 +116,7 @@ class Server:
         self._starters: set[Attendance] = set()
         self._enders: list[int] = []
         self._impatient = False
+        self._hurried = False
         self._change = Change()
         self._started = Started(supervisor, self._change)
         self._ending = trio.Event()
@@ -134,8 +135,10 @@ class Server:
             self._ending.set()
 
     def kill(self) -> None:
-        """For when somebody does not want to wait for containers to end."""
+        """For when somebody does not want to wait for containers and commands to end."""
+        self._hurried = True
         self._started.kill()
+        self._change.note()
 
     async def serve(self) -> bool:
         """Until `end`, or until it was idle for long enough.
@@ -154,20 +157,24 @@ class Server:
             tasks.start_soon(self.workers.serve)
             self.workers.refill()
             self._tasks = tasks
-            accepting = trio.CancelScope()
-            tasks.start_soon(self._accept_within, accepting)
+            accepting, accepted = trio.CancelScope(), trio.Event()
+            tasks.start_soon(self._accept_within, accepting, accepted)
             tasks.start_soon(self._end_without_keeper)
             if self._idle_seconds is not None:
                 tasks.start_soon(self._end_when_idle, self._idle_seconds)
             await self._ending.wait()
             if not self._listener.is_passed:  # which stays open, so that who comes has to be told
                 accepting.cancel()
+                await accepted.wait()  # it may be about to let somebody in
                 self._listener.close()
             tasks.start_soon(self._lose_patience)
             if self._leave:
                 await self._leave_containers()
             else:
                 await self._stop_containers()
+            with trio.move_on_after(_GOODBYE_SECONDS):
+                while self._has_guests():
+                    await self._change.wait()
             tasks.cancel_scope.cancel()
         self._announce_end()
         if self._death is not None:
@@ -188,9 +195,12 @@ class Server:
 
     # --- clients ----------------------------------------------------------------------------------
 
-    async def _accept_within(self, scope: trio.CancelScope) -> None:
-        with scope:
-            await self._accept()
+    async def _accept_within(self, scope: trio.CancelScope, ended: trio.Event) -> None:
+        try:
+            with scope:
+                await self._accept()
+        finally:
+            ended.set()
 
     async def _accept(self) -> None:
         sock = self._listener.socket
@@ -354,16 +364,21 @@ class Server:
                 await self._change.wait()
 
     async def _stop_containers(self) -> None:
-        """As ``craterun stop`` does; then see those off who were attached."""
+        """As ``craterun stop`` does."""
         if self._death is None:  # else there is something else to be told, of each container
             for attendance in self._attendances:
                 attendance.announce_end()
         asked = set[object]()
         while self._started or self._is_starting():
             await self._started.stop(asked, self._tasks)  # and those that come later, next time
-        with trio.move_on_after(_GOODBYE_SECONDS):
-            while any(attendance.is_attached for attendance in self._attendances):
-                await self._change.wait()
+
+    def _has_guests(self) -> bool:
+        """Whether there are commands that may be about to end: those of containers that were
+        stopped, and all that have nothing to do with ours. Of containers that are left, not.
+        """
+        if self._hurried:
+            return False
+        return any(not (self._leave and guest.is_attached) for guest in self._attendances)
 
     # --- idleness ---------------------------------------------------------------------------------
 

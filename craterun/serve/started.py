@@ -47,6 +47,7 @@ class Started:
         self._host = HostWatch()
         self._containers: dict[str, Container] = {}
         self._executions: set[Execution] = set()
+        self._killing = False
 
     def close(self) -> None:
         """Look at the host no more."""
@@ -75,6 +76,8 @@ class Started:
         try:
             container = await self._supervisor.start(spec, container_id=container_id)
             self._containers[container.id] = container
+            if self._killing:
+                container.kill()
             tasks.start_soon(self._forget_at_end, container)
         finally:
             self.beginning -= 1
@@ -96,6 +99,8 @@ class Started:
         try:
             execution = await self._supervisor.execute_spec(container, spec)
             self._executions.add(execution)
+            if self._killing:
+                execution.kill()
             tasks.start_soon(self._forget_execution, execution)
         finally:
             self.beginning -= 1
@@ -108,7 +113,8 @@ class Started:
         self._change.note()
 
     def kill(self) -> None:
-        """For when somebody does not want to wait for their ends."""
+        """For when somebody does not want to wait for their ends, nor for what is yet to begin."""
+        self._killing = True
         for container in self._containers.values():
             container.kill()
         for execution in self._executions:

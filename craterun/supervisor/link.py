@@ -374,7 +374,11 @@ class KeeperLink:
 
 
 async def _reap(process: subprocess.Popen[bytes]) -> None:
-    pidfd = Fd(os.pidfd_open(process.pid))
+    try:
+        pidfd = Fd(os.pidfd_open(process.pid))
+    except ProcessLookupError:
+        process.wait()  # reaped by the kernel, for a program that ignores SIGCHLD
+        return
     try:
         with trio.CancelScope(shield=True):
             await trio.lowlevel.wait_readable(pidfd.fileno())
