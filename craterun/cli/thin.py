@@ -365,15 +365,16 @@ class _Client:
             if kind == frames.DECLINED and value:
                 return
             if kind == frames.DECLINED:
-                self._give_up(
-                    "the server that ran this command has gone; containers that it ran live on: "
-                    "see craterun ps"
-                )
+                self._give_up("the server that ran this command has gone", left=True)
             if kind == frames.SHUT_DOWN:
-                self._give_up("the server was shut down before this command had ended")
+                text = "the server was shut down before this command had ended"
+                self._give_up(text, left=bool(value))
 
-    def _give_up(self, text: str) -> None:
+    def _give_up(self, text: str, *, left: bool) -> None:
+        """:param left: containers go on"""
         self._restore_terminal()
+        if left:
+            text += "; containers that it ran live on: see craterun ps"
         os.write(2, f"craterun: {text}\n".encode())
         os._exit(_SERVER_LOST)
 

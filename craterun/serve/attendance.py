@@ -58,6 +58,10 @@ class House(Lender, Protocol):
 
     workers: Workers
 
+    @property
+    def leaves_containers(self) -> bool:
+        """Whether they go on after its end."""
+
     async def start(self, request: bytes) -> Answer:
         """Start a container in the background."""
 
@@ -109,7 +113,7 @@ class Attendance:
             reply = await self._run()
         finally:
             if trio.current_effective_deadline() == -math.inf:  # cancelled
-                self._reply(frames.reply(frames.SHUT_DOWN))
+                self._reply(frames.reply(frames.SHUT_DOWN, self._house.leaves_containers))
             # Whoever reads the client's output sees its end before the client has ended.
             close_all(self._fds)
         if reply is not None:

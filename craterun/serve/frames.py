@@ -32,7 +32,7 @@ SIGNALED = 4
 SUSPENDED = 5
 """The command has stopped on SIGTSTP: the client may stop, too."""
 SHUT_DOWN = 6
-"""The server has ended in good order before the command had."""
+"""The server has ended in good order before the command had; 1: its containers go on."""
 SOCKET_NAME = ".serve.sock"
 """In the state directory: a server belongs to one, and only its users find it."""
 LEAVE_RUNNING = "leave-running"

@@ -317,6 +317,11 @@ class Server:
         return await self._sessions.run(self, request, peer)
 
     @property
+    def leaves_containers(self) -> bool:
+        """Whether they go on after its end."""
+        return self._leave
+
+    @property
     def is_ending(self) -> bool:
         """Whether nobody is let in any more."""
         return self._ending.is_set()

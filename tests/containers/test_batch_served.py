@@ -122,7 +122,8 @@ def test_what_a_server_leaves_running_is_waited_for(
         assert server.wait() == (0, b"")
     _, said = begun.process.communicate(timeout=helpers.PATIENCE_SECONDS)
     assert (begun.process.returncode, said.count(b"\n")) == (125, 1)
-    assert b"the server that ran this command has gone; containers that it ran live on" in said
+    assert b"the server " in said
+    assert b"; containers that it ran live on: see craterun ps" in said
     wait_exit(worker)
     assert begun.container().pid == begun.pid
     assert begun.go_on() == [("a", None, "through\n", True), ("b", None, "second\n", False)]
