@@ -37,13 +37,15 @@ def outcome_of(store: Store, container_id: str, *, wait: bool) -> Record | None:
     return None
 
 
-def remove(store: Store, container_id: str) -> None:
+def remove(store: Store, container_id: str, name: str | None = None) -> None:
     """Remove it, running or not; nothing if it is gone.
 
+    :param name: only if this is its name
     :raises CraterunError: it cannot be removed
     """
     with suppress(NoSuchContainerError):
-        local.remove(store, container_id, force=True)
+        if name is None or store.load(container_id).name == name:
+            local.remove(store, container_id, force=True)
 
 
 def ask_to_end(store: Store, container_id: str) -> None:

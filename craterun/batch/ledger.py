@@ -30,6 +30,7 @@ import msgspec
 
 from craterun.batch.results import Failure
 from craterun.core.errors import CraterunError, StateError, UsageError, printable
+from craterun.core.units import is_id
 from craterun.linux.fd import Fd
 
 _READ_BYTES = 1024 * 1024
@@ -99,7 +100,8 @@ class Ledger:
         self._again: dict[bytes, int] = {}
         self._taken: set[bytes] = set()
         self._lines = bytearray()
-        self._invalid: set[int] = set()
+        self._invalid: dict[bytes, int] = {}
+        self._kept: dict[bytes, bytes] = {}  # only of jobs that are to be run again
         self._file = Fd(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644))
         try:
             self._lock(resume)
@@ -186,17 +188,20 @@ class Ledger:
             os.ftruncate(fd, offset - len(rest))
 
     def _note(self, past: _Past) -> None:
+        name = _name(past.key, past.line)
         if past.failure is Failure.INVALID:
-            self._invalid.add(past.line)
+            self._invalid[name] = self._invalid.get(name, 0) + 1
             return
         if past.container is not None and not past.kept and self.crashed:
             self._removed.append(past.container)
-        name = _name(past.key, past.line)
         cancelled = past.failure is Failure.CANCELLED
         if cancelled or (past.failure is not None and (self._rerun_failed or self.crashed)):
             self._again[name] = self._again.get(name, 0) + 1
         if cancelled or (past.failure is not None and self._rerun_failed):
+            if past.kept and past.container is not None and is_id(past.container):
+                self._kept[name] = bytes.fromhex(past.container)
             return
+        self._kept.pop(name, None)  # done since
         if past.key is None:
             self._lines += bytes(max(0, past.line + 1 - len(self._lines)))
             self._lines[past.line] = 1 if past.failure is None else 2
@@ -225,9 +230,22 @@ class Ledger:
             return Known.FAILED
         return Known.NEW
 
-    def is_known_as_invalid(self, line: int) -> bool:
-        """Whether there is a result that says so of this line."""
-        return line in self._invalid
+    def take_kept(self, key: str | None, line: int) -> str | None:
+        """The container of an earlier result of a job that is to be run again, if it was kept."""
+        kept = self._kept.pop(_name(key, line), None)
+        return None if kept is None else kept.hex()
+
+    def is_known_as_invalid(self, key: str | None, line: int) -> bool:
+        """Whether there is a result that says so of this line. Each line is looked up once: more
+        than one may have the same key.
+        """
+        name = _name(key, line)
+        count = self._invalid.get(name, 0)
+        if count > 1:
+            self._invalid[name] = count - 1
+        else:
+            self._invalid.pop(name, None)
+        return count > 0
 
     def container_id(self, key: str | None, line: int, attempt: int) -> str:
         """The id of the container that a job's attempt has in this batch."""

@@ -182,10 +182,10 @@ class Batch:
                 raise UsageError(f"the key {printable(str(job.key))!r} is that of an earlier line")
             spec = job.to_spec()
         except UsageError as error:
-            if self._ledger is not None and self._ledger.is_known_as_invalid(line.number):
+            key = (job.key if job is not None else key_of(line.content or b"")) or None
+            if self._ledger is not None and self._ledger.is_known_as_invalid(key, line.number):
                 self._skip(failed=True)
                 return
-            key = job.key or None if job is not None else key_of(line.content or b"")
             text = f"line {line.number}: {error}"
             await self._conclude(line, key, Outcome(failure=Failure.INVALID, error=text), 0, [])
             return
@@ -216,6 +216,10 @@ class Batch:
 
         :param begun: by a batch that was killed: the number of the attempt, and its container
         """
+        if spec.name is not None and self._ledger is not None:
+            kept = self._ledger.take_kept(job.key or None, line.number)
+            if kept is not None:  # by an earlier batch, and it still has the name
+                await self._remove_earlier(kept, spec.name)
         others: list[Attempt] = []
         number, before = begun or (1, None)
         host_failures, failures = 0, number - 1
@@ -405,10 +409,11 @@ class Batch:
         elif outcome.container is not None:
             await self._remove_earlier(outcome.container)
 
-    async def _remove_earlier(self, container_id: str) -> None:
+    async def _remove_earlier(self, container_id: str, name: str | None = None) -> None:
+        """:param name: only if this is its name"""
         store = self._host.store
         if earlier.exists(store, container_id):
             try:
-                await in_thread(earlier.remove, store, container_id)
+                await in_thread(earlier.remove, store, container_id, name)
             except CraterunError as error:
                 self._complain(str(error))

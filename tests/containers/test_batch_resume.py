@@ -127,6 +127,49 @@ def test_what_is_done_is_not_done_again(job: Job, rootfs: Path) -> None:
     assert sorted(job.output.parent.iterdir()) == [job.output]
 
 
+def test_invalid_lines_may_change_places_if_they_have_keys(job: Job) -> None:
+    bad = [once("true", key) | {"bogus": 1} for key in ("b", "d")]
+    job.input.write_bytes(as_lines([once("true", "a"), bad[0]]))
+    job.run(code=1)
+    job.input.write_bytes(as_lines([once("true", "c"), bad[1], once("true", "a"), bad[0]]))
+    job.run("--resume", code=1)
+    assert sorted((r["key"], r["failure"]) for r in job.results()) == [
+        ("a", None), ("b", "invalid"), ("c", None), ("d", "invalid"),
+    ]  # fmt: skip
+
+
+def test_a_job_with_a_name_takes_it_from_its_own_earlier_container(
+    job: Job, cli: Cli, rootfs: Path, make_gate: MakeGate
+) -> None:
+    up, gate = make_gate(rootfs / "up"), make_gate(rootfs / "gate")
+    jobs = [
+        sh("trap 'exit 1' TERM; echo >/up; read x </gate; exit 7", key="a", name="one"),
+        sh("test $(wc -l </ran) = 1 && exit 0; echo >/ran; exit 7", key="b", name="two"),
+    ]
+    (rootfs / "ran").touch()
+    job.input.write_bytes(as_lines(jobs[:1]))
+    process = job.start()
+    up.wait()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    gate.open()
+    job.input.write_bytes(as_lines(jobs))
+    job.run("--resume", code=1)
+    gate.open()
+    job.run("--resume", "--rerun-failed", code=1)
+    results = job.results()
+    assert sorted((r["key"], r["failure"] or "") for r in results) == [
+        ("a", "cancelled"), ("a", "exit"), ("a", "exit"), ("b", ""), ("b", "exit"),
+    ]  # fmt: skip
+    last = {r["key"]: r["container"] for r in results}
+    assert cli.ids() == set(last.values())
+    # That of another is nobody's to take.
+    job.output.unlink()
+    job.run(code=1)
+    assert {r["failure"] for r in job.results()} == {"refused"}
+    assert cli.ids() == set(last.values())
+
+
 def test_two_batches_do_not_share_a_file(
     job: Job, cli: Cli, rootfs: Path, make_gate: MakeGate
 ) -> None:

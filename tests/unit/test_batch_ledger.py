@@ -72,11 +72,51 @@ def test_what_has_a_result_is_done_by_key_or_by_line(path: Path) -> None:
         ]  # fmt: skip
         assert second.look_up("c", 9) is Known.NEW  # cancelled is not done
         assert second.look_up("d", 10) is Known.NEW  # its line may have been mended
-        assert [second.is_known_as_invalid(n) for n in (9, 10)] == [False, True]
+        assert [second.is_known_as_invalid(*job) for job in (("c", 10), ("d", 100))] == [
+            False, True,
+        ]  # fmt: skip
     with ledger(path, resume=True, rerun_failed=True) as third:
         assert third.look_up("a", 1) is Known.SUCCEEDED
         assert third.look_up("b", 2) is Known.NEW
         assert third.look_up(None, 8) is Known.NEW
+
+
+def test_invalid_lines_are_known_by_their_keys_and_as_often_as_there_are_results(
+    path: Path,
+) -> None:
+    with ledger(path) as first:
+        for number, key in ((1, "a"), (2, "b"), (3, "b"), (4, None)):
+            first.append(line(number, key, Failure.INVALID))
+    with ledger(path, resume=True) as second:
+        asked: list[tuple[str | None, int]] = [
+            ("c", 1), ("b", 9), ("b", 10), ("b", 11), (None, 4), (None, 5), ("a", 4), ("a", 1),
+        ]  # fmt: skip
+        assert [second.is_known_as_invalid(*job) for job in asked] == [
+            False, True, True, False, True, False, True, False,
+        ]  # fmt: skip
+
+
+def test_what_was_kept_of_a_job_is_known_only_if_it_is_run_again(path: Path) -> None:
+    def kept(number: int, key: str | None, failure: Failure | None) -> bytes:
+        outcome = Outcome(failure=failure, container=f"{number:016x}")
+        return encode_result(make_result(number, key, outcome, 1, folder="/state/x"))
+
+    with ledger(path) as first:
+        first.append(kept(1, "a", Failure.CANCELLED))
+        first.append(kept(2, "b", Failure.EXIT))
+        first.append(kept(3, "c", Failure.CANCELLED))
+        first.append(kept(4, "c", None))
+        first.append(line(5, "d", Failure.CANCELLED))
+        first.append(kept(6, None, Failure.CANCELLED))
+    with ledger(path, resume=True) as second:
+        jobs: list[tuple[str | None, int]] = [
+            ("a", 9), ("a", 9), ("b", 2), ("c", 3), ("d", 5), (None, 6), (None, 1),
+        ]  # fmt: skip
+        assert [second.take_kept(*job) for job in jobs] == [
+            f"{1:016x}", None, None, None, None, f"{6:016x}", None,
+        ]  # fmt: skip
+    with ledger(path, resume=True, rerun_failed=True) as third:
+        assert third.take_kept("b", 2) == f"{2:016x}"
 
 
 def test_a_key_is_taken_once(path: Path) -> None:
