@@ -23,7 +23,11 @@ def main() -> None:
     # Who ignores it has the kernel reap its children (wait(2)); a parent of ours may have.
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     gc.disable()  # until all is imported that a command needs: of that, little is garbage
-    _open_standard_streams()
+    closed = _open_standard_streams()
+    if closed:
+        from craterun.cli import closed as noted
+
+        noted.streams = closed
     if sys.argv[1:] in (["--version"], ["-V"]):
         from craterun import __version__
 
@@ -36,7 +40,7 @@ def main() -> None:
     try:
         from craterun.cli import thin
 
-        thin.try_server(thin.Options(sys.argv[1:]))
+        thin.try_server(thin.Options(sys.argv[1:]), closed)
         from craterun.cli.app import run_command_line
 
         code = run_command_line(sys.argv[1:])
@@ -58,18 +62,21 @@ def _leave(code: int) -> NoReturn:
     os._exit(code & 0xFF)
 
 
-def _open_standard_streams() -> None:
-    """Put /dev/null where a standard stream was closed, as by ``>&-``.
+def _open_standard_streams() -> tuple[int, ...]:
+    """Put /dev/null where a standard stream was closed, as by ``>&-``. Returns which were.
 
     Otherwise the next socket or file would get that number, and somebody's output with it.
     """
+    closed = []
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+            closed.append(number)
             name = ("stdin", "stdout", "stderr")[number]
             setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+    return tuple(closed)
 
 
 if __name__ == "__main__":

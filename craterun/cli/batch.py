@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from craterun.cli import typed
+from craterun.cli import closed, typed
 from craterun.cli.envfiles import read_env_files
 from craterun.cli.uninterrupted import uninterrupted
 from craterun.core.errors import UsageError, printable
@@ -169,6 +169,10 @@ def batch(
         raise UsageError(f"--rm and --keep {keep} contradict each other")
     if not 0 <= retries <= _MAX_RETRIES:
         raise UsageError(f"--retries {retries} is not between 0 and {_MAX_RETRIES}")
+    if file == "-":
+        closed.require_stdin("give FILE, or redirect stdin")
+    if output is None:
+        closed.require_stdout("redirect it, or give --output FILE")
     desk.leave_to_client(output)
     asked = {
         "command": command or None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from craterun.cli import typed
+from craterun.cli import closed, typed
 from craterun.core.errors import CraterunError, UsageError, printable
 from craterun.core.limits import Limits
 from craterun.core.spec import HOST_ROOTFS, Spec
@@ -64,6 +64,7 @@ def bench(
     from craterun.cli.output import complain
     from craterun.linux.userns import become_root
 
+    closed.require_stdout("redirect it to a file, or leave it open")
     peers = _names(compare)
     if peers and os.geteuid() != 0:
         raise UsageError("--compare needs root: other runtimes cannot do without")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _SERVER_LOST = 125
 _OWN_COMMANDS = ("serve", "shutdown", "bench")
+_NOT_IN_THE_DARK = ("batch",)
+"""What has to know whether its standard streams were closed (`cli.closed`), as no server does."""
 _PASSED_ON = (
     _signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGUSR1,
     _signal.SIGUSR2, _signal.SIGWINCH, _signal.SIGTSTP,
@@ -100,10 +102,14 @@ def socket_path() -> str:
     return os.environ.get("CRATERUN_SOCKET") or os.path.join(state_root(), frames.SOCKET_NAME)
 
 
-def try_server(options: Options) -> None:
-    """Have a server run the command, and exit with its code; return if it is to be run here."""
+def try_server(options: Options, closed: tuple[int, ...] = ()) -> None:
+    """Have a server run the command, and exit with its code; return if it is to be run here.
+
+    :param closed: standard streams that were closed
+    """
     options.apply()
-    if not options.serve or options.debug or options.rest[:1] in ([name] for name in _OWN_COMMANDS):
+    own = _OWN_COMMANDS + (_NOT_IN_THE_DARK if {0, 1}.intersection(closed) else ())
+    if not options.serve or options.debug or options.rest[:1] in ([name] for name in own):
         return
     sock = connect(socket_path())
     if sock is None:
