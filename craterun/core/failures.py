@@ -17,6 +17,7 @@ from craterun.core.errors import (
     ContainerNotRunningError,
     CraterunError,
     KernelRefusedError,
+    LimitError,
     RootfsError,
     UsageError,
     printable,
@@ -90,9 +91,12 @@ def explain(
         )
     if isinstance(failed, s.JoinNamespaces) and errno == e.ESRCH:
         return ContainerNotRunningError("the container has just ended")
-    return KernelRefusedError(
+    refused = KernelRefusedError(
         failed.doing(), call, failed.target(), errno, _hint(failed, errno) or cause
     )
+    if isinstance(failed, s.SetOomScore) and errno == e.EACCES:
+        return LimitError(str(refused))  # what was asked for cannot be had here: no fault of ours
+    return refused
 
 
 def _hint(failed: s.Step, errno: int) -> str:
