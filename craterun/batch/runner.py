@@ -63,7 +63,8 @@ class Batch:
         changed: Callable[[], object] = lambda: None,
         complain: Callable[[str], object] = logger.warning,
     ) -> None:
-        """:param receive: returns the next bytes of the input, b"" at its end
+        """:param receive: returns the next bytes of the input, b"" at its end; a `CraterunError`
+            of it is the end, too, and that of `run`
         :param emit: takes a result, a line of JSON, in the order in which jobs end
         :param ledger: gets the results as well, before ``emit``, and knows what is done already
         :param changed: called when ``counts`` have changed
@@ -92,6 +93,7 @@ class Batch:
 
         :raises OSError: a result could not be written
         :raises KeeperDiedError: the keeper is gone
+        :raises CraterunError: the input could not be read
         """
         if self._ledger is not None:
             for container_id in self._ledger.take_removed():
@@ -164,8 +166,12 @@ class Batch:
                 return None
             line = None
             with trio.CancelScope() as self._reading:
-                line = await self.lines.next()
-            return line  # noqa: RET504 (the scope may have ended without it)
+                try:
+                    line = await self.lines.next()
+                except CraterunError as error:  # what runs goes on to its end, and gets its result
+                    self._broken = self._broken or error
+                    self.halt()
+            return line
 
     async def _do(self, line: Line) -> None:
         job: Job | None = None

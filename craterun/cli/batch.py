@@ -231,6 +231,7 @@ def batch(
         Ends(
             root=root,
             source=source,
+            source_name="standard input" if file == "-" else printable(file),
             output=output,
             resume=resume,
             rerun_failed=rerun_failed,

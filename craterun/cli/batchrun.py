@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -31,11 +32,13 @@ class Ends:
 
     :ivar root: the state directory
     :ivar source: descriptor of the input
+    :ivar source_name: what to call that
     :ivar output: the file of results; None: stdout
     """
 
     root: str
     source: int
+    source_name: str
     output: str | None
     resume: bool
     rerun_failed: bool
@@ -105,7 +108,7 @@ class _Conductor:
         self._batch = Batch(
             host,
             options,
-            lambda: read_stdin(ends.source),
+            self._read,
             self._print if ledger is None else _nowhere,
             ledger=ledger,
             changed=self._changed,
@@ -172,6 +175,16 @@ class _Conductor:
     async def _heed_end(self, closing: trio.Event) -> None:
         await closing.wait()
         self._batch.abandon()
+
+    async def _read(self) -> bytes:
+        try:
+            return await read_stdin(self._ends.source)
+        except OSError as error:
+            if error.errno == errno.EBADF:  # it is open, but not for that
+                why = "it is not open for reading"
+            else:
+                why = os.strerror(error.errno or 0)
+            raise CraterunError(f"cannot read {self._ends.source_name}: {why}") from error
 
     async def _print(self, result: bytes) -> None:
         async with self._writing:

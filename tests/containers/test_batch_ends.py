@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import trio
 
+from craterun import CraterunError, Supervisor
+from craterun.batch.job import Job
+from craterun.batch.options import Options
+from craterun.batch.runner import Batch
 from tests.containers import batch_helpers
-from tests.containers.batch_helpers import as_lines, results_of, sh
+from tests.containers.batch_helpers import as_lines, results_of, run_batch, sh
 from tests.containers.helpers import Cli
 
 pytestmark = pytest.mark.no_server
@@ -46,3 +52,45 @@ def test_a_closed_stdout_or_stdin_is_refused_where_it_would_be_used(
     assert [r["ok"] for r in results_of(output.read_bytes())] == [True]
     finished = redirected(cli, "<&- 2>&-")("batch", jobs, *options)
     assert [r["ok"] for r in results_of(finished.stdout)] == [True]
+
+
+def test_an_input_that_cannot_be_read_is_named(cli: Cli, tmp_path: Path) -> None:
+    said = cli.refused("batch", "/proc/self/mem")
+    assert said == "cannot read /proc/self/mem: Input/output error"
+    said = redirected(cli, f"0>{tmp_path}/x").refused("batch", "-")
+    assert said == "cannot read standard input: it is not open for reading"
+
+
+def test_what_was_read_before_the_input_failed_is_done(rootfs: Path, tmp_path: Path) -> None:
+    lines = [as_lines([sh("echo x")])]
+
+    async def receive() -> bytes:
+        if lines:
+            return lines.pop()
+        raise CraterunError("cannot read it")
+
+    results: list[bytes] = []
+
+    async def emit(result: bytes) -> None:
+        results.append(result)
+
+    async def main() -> None:
+        defaults = Job(rootfs=str(rootfs))
+        async with Supervisor(str(tmp_path / "state")) as supervisor:
+            batch = Batch(supervisor, Options(jobs=2, defaults=defaults), receive, emit)
+            with pytest.raises(CraterunError, match="cannot read it"):
+                await batch.run()
+
+    trio.run(main)
+    assert [json.loads(result)["ok"] for result in results] == [True]
+
+
+def test_an_oom_score_that_needs_a_capability_is_refused_and_not_tried_again(
+    cli: Cli, rootfs: Path
+) -> None:
+    without = cli.behind("setpriv", "--bounding-set=-sys_resource", "--inh-caps=-all")
+    (result,) = run_batch(
+        without, rootfs, [sh("true", oom_score_adj=-1000)], "--retries", "3", code=1
+    )
+    assert (result["failure"], result["attempts"]) == ("refused", 1)
+    assert "it takes CAP_SYS_RESOURCE" in result["error"]
