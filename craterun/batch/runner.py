@@ -108,6 +108,11 @@ class Batch:
 
     # --- ending it early --------------------------------------------------------------------------
 
+    @property
+    def halted(self) -> bool:
+        """Whether the input is read no further, for another reason than its end."""
+        return self._halted
+
     def halt(self) -> None:
         """Read no further."""
         self._halted = True

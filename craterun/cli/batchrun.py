@@ -17,7 +17,7 @@ from craterun.batch.ledger import Ledger
 from craterun.batch.options import Options
 from craterun.batch.runner import Batch
 from craterun.batch.running import Host
-from craterun.cli.batchview import BatchView, summary
+from craterun.cli.batchview import BatchView, hint, summary
 from craterun.cli.output import complain
 from craterun.cli.signals import heeded
 from craterun.cli.streams import OutputSink, read_stdin
@@ -116,8 +116,10 @@ class _Conductor:
         )
         self._view: BatchView | None = None
         if not ends.quiet and BatchView.is_wanted():
-            lines, size = self._batch.lines, _size(ends.source)
-            self._view = BatchView(self._batch.counts, lambda: lines.consumed, size)
+            batch, size = self._batch, _size(ends.source)
+            self._view = BatchView(
+                batch.counts, lambda: batch.lines.consumed, size, lambda: batch.halted
+            )
 
     async def run(self, signals: AsyncIterator[int], closing: trio.Event | None) -> int:
         """To the end. Returns the exit code."""
@@ -144,10 +146,14 @@ class _Conductor:
             where = "stdout" if self._ends.output is None else printable(self._ends.output)
             raise CraterunError(
                 f"results cannot be written to {where}: {os.strerror(broken.errno or 0)}"
+                f"{_remedy(broken, self._ends)}"
             )
         counts = self._batch.counts
         if not self._ends.quiet:
             complain(summary(counts, trio.current_time() - begun))
+            advice = hint(counts, output=self._ends.output is not None)
+            if advice is not None:
+                complain(advice)
         if self._signal is not None:
             return 128 + self._signal
         if self._batch.abandoned:
@@ -204,6 +210,15 @@ class _Conductor:
         if self._view is not None:
             self._view.erase()
         complain(message)
+
+
+def _remedy(error: OSError, ends: Ends) -> str:
+    """What to do about results that cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if ends.output is None:
+            return "; make room, and run it again with --output, which can be gone on with"
+        return "; make room, then go on with --resume"
+    return "" if ends.output is None else "; when that is mended, go on with --resume"
 
 
 async def _nowhere(_: bytes) -> None:

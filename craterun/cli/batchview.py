@@ -7,6 +7,7 @@ from collections.abc import Callable
 import trio
 
 from craterun.batch.options import Counts
+from craterun.batch.results import Failure
 from craterun.cli.output import shorten
 from craterun.cli.screen import can_draw, columns
 from craterun.cli.streams import OutputSink
@@ -18,13 +19,21 @@ _PAUSE_SECONDS = 0.25
 class BatchView:
     """The line. It is drawn when something has changed, and costs nothing without a terminal."""
 
-    def __init__(self, counts: Counts, consumed: Callable[[], int], size: int | None) -> None:
+    def __init__(
+        self,
+        counts: Counts,
+        consumed: Callable[[], int],
+        size: int | None,
+        halted: Callable[[], bool] = lambda: False,
+    ) -> None:
         """:param consumed: bytes of the input that were read
         :param size: of the whole input, if that is known
+        :param halted: whether it is read no further
         """
         self._counts = counts
         self._consumed = consumed
         self._size = size
+        self._halted = halted
         self._news = trio.Event()
         self._sink = OutputSink(2)
         self._drawn = False
@@ -70,10 +79,12 @@ class BatchView:
         now = self._clock()
         if counts.done:
             parts.append(f"{rate(counts.done, now - self._begun)}")
-        if self._size and self._work_begun is not None:
+        if self._size and self._work_begun is not None and not self._halted():
             begun, before = self._work_begun
             read, rest = self._consumed() - before, self._size - self._consumed()
-            if read > 0 and counts.done and rest >= 0:  # negative: it has grown since
+            # At the end of the input, nothing tells how long the last jobs take. Negative: it has
+            # grown since.
+            if read > 0 and counts.done and rest > 0:
                 parts.append(f"{duration(rest * (now - begun) / read)} left")
         return ", ".join(parts)
 
@@ -118,6 +129,21 @@ def summary(counts: Counts, seconds: float) -> str:
         failed = f" ({counts.skipped_failed} failed)" if counts.skipped_failed else ""
         parts.append(f"{counts.skipped} done before{failed}")
     return f"{', '.join(parts)}; {duration_exact(seconds)}, {rate(counts.done, seconds)}"
+
+
+def hint(counts: Counts, *, output: bool) -> str | None:
+    """What to do about it, where there is something to be done; one line.
+
+    :param output: whether there is a file of results to go on with
+    """
+    number = counts.failures.get(Failure.ERROR, 0)
+    if not number or not output:
+        return None
+    jobs, them = ("1 job", "it") if number == 1 else (f"{number} jobs", "them")
+    return (
+        f"{jobs} failed by fault of the host (see error in the results); when that is mended, run "
+        f"{them} again by --resume --rerun-failed"
+    )
 
 
 def duration_exact(seconds: float) -> str:

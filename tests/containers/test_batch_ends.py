@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from craterun import CraterunError, Supervisor
 from craterun.batch.job import Job
 from craterun.batch.options import Options
 from craterun.batch.runner import Batch
+from craterun.cli.batchrun import Ends, _remedy
 from tests.containers import batch_helpers
 from tests.containers.batch_helpers import as_lines, results_of, run_batch, sh
 from tests.containers.helpers import Cli
@@ -94,3 +96,20 @@ def test_an_oom_score_that_needs_a_capability_is_refused_and_not_tried_again(
     )
     assert (result["failure"], result["attempts"]) == ("refused", 1)
     assert "it takes CAP_SYS_RESOURCE" in result["error"]
+
+
+def test_results_that_cannot_be_written_come_with_a_remedy(cli: Cli, jobs: str) -> None:
+    said = redirected(cli, ">/dev/full").refused("batch", jobs, "--rm")
+    assert said == (
+        "results cannot be written to stdout: No space left on device; make room, and run it again "
+        "with --output, which can be gone on with"
+    )
+
+
+def test_a_full_disk_below_the_results_says_how_to_go_on() -> None:
+    ends = Ends(
+        root="/", source=0, source_name="x", output="r", resume=False, rerun_failed=False,
+        quiet=True,
+    )  # fmt: skip
+    assert _remedy(OSError(errno.ENOSPC, "x"), ends) == "; make room, then go on with --resume"
+    assert _remedy(OSError(errno.EIO, "x"), ends) == ("; when that is mended, go on with --resume")

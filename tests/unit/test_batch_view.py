@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+import trio
+
 from craterun.batch.options import Counts
-from craterun.cli.batchview import duration, rate, summary
+from craterun.cli.batchview import BatchView, duration, hint, rate, summary
 
 
 def test_the_summary_says_what_there_was_and_nothing_else() -> None:
@@ -23,3 +26,31 @@ def test_durations_and_rates_are_short() -> None:
         "0 s", "59 s", "1 min 1 s", "1 h 0 min", "2 h 5 min",
     ]  # fmt: skip
     assert [rate(3, 2), rate(300, 2), rate(0, 0)] == ["1.5/s", "150/s", "0.0/s"]
+
+
+@pytest.mark.parametrize(
+    ("consumed", "halted", "shown"), [(50, False, True), (100, False, False), (50, True, False)]
+)
+def test_the_time_that_is_left_is_told_only_while_there_are_lines_to_be_read(
+    consumed: int, halted: bool, shown: bool
+) -> None:
+    async def main() -> None:
+        counts = Counts(running=1)
+        read = 0
+        view = BatchView(counts, lambda: read, 100, lambda: halted)
+        view.changed()
+        read, counts.succeeded = consumed, 5
+        assert (" left" in view.text()) == shown
+        view.close()
+
+    trio.run(main)
+
+
+def test_what_the_host_has_failed_at_can_be_run_again_if_there_is_a_file_of_results() -> None:
+    assert hint(Counts(failures={"exit": 2}), output=True) is None
+    counts = Counts(failures={"exit": 2, "error": 3})
+    assert hint(counts, output=False) is None
+    assert hint(counts, output=True) == (
+        "3 jobs failed by fault of the host (see error in the results); when that is mended, run "
+        "them again by --resume --rerun-failed"
+    )
