@@ -102,9 +102,13 @@ class Ledger:
         self._lines = bytearray()
         self._invalid: dict[bytes, int] = {}
         self._kept: dict[bytes, bytes] = {}  # only of jobs that are to be run again
-        self._file = Fd(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644))
+        created = self._open()
         try:
             self._lock(resume)
+        except BaseException:
+            self._file.close()
+            raise
+        try:
             # Whoever comes by a symbolic link to FILE must find it, too.
             self._running_path = f"{os.path.realpath(path)}.running"
             running = self._read_running()
@@ -127,12 +131,25 @@ class Ledger:
             self._running = _Running(root, os.urandom(16).hex(), most, killed)
             self._write_running(self._running)
         except BaseException:
+            if created:  # while it is locked: no other batch has begun to use it
+                with suppress(OSError):
+                    os.unlink(path)
             self._file.close()
             raise
 
     @property
     def _shown(self) -> str:
         return printable(self._path)
+
+    def _open(self) -> bool:
+        """Returns whether it was not there before."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        try:
+            self._file = Fd(os.open(self._path, flags | os.O_EXCL, 0o644))
+        except FileExistsError:
+            self._file = Fd(os.open(self._path, flags, 0o644))
+            return False
+        return True
 
     def _lock(self, resume: bool) -> None:
         status = os.fstat(self._file.fileno())

@@ -153,6 +153,17 @@ def test_results_are_never_overwritten_or_mixed(path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_file_that_cannot_be_used_is_not_left_behind(tmp_path: Path) -> None:
+    name = "x" * 250  # there is no room for what is appended to it
+    with pytest.raises(OSError, match="File name too long"), ledger(tmp_path / name):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / name).touch()  # by somebody else
+    with pytest.raises(OSError, match="File name too long"), ledger(tmp_path / name):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 @given(st.data())
 def test_a_result_that_was_cut_short_is_cut_off(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
