@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from contextlib import suppress
 
@@ -55,6 +56,11 @@ class _Key(msgspec.Struct):
     key: str | None = None
 
 
+_ESCAPES = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+    rb"|\\."
+)
 _decoder = msgspec.json.Decoder(Job)
 _key_decoder = msgspec.json.Decoder(_Key)
 
@@ -69,7 +75,18 @@ def parse_job(line: bytes, defaults: Job) -> Job:
     except msgspec.ValidationError as error:
         raise UsageError(f"this is no job: {printable(str(error))}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"this is not JSON: {printable(str(error))}") from None
+        why = _half_character(line) or printable(str(error))
+        raise UsageError(f"this is not JSON: {why}") from None
+
+
+def _half_character(line: bytes) -> str:
+    """What is wrong with a line in which half of a surrogate pair is escaped; or "". Of some of
+    them, the decoder says that the line was cut short.
+    """
+    for match in _ESCAPES.finditer(line):
+        if half := match["half"]:
+            return f"{half.decode()} is half of a surrogate pair, and no character"
+    return ""
 
 
 def key_of(line: bytes) -> str | None:

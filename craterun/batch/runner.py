@@ -190,7 +190,7 @@ class Batch:
                 self._skip(failed=known is Known.FAILED)
                 return
             if known is Known.TAKEN:
-                raise UsageError(f"the key {printable(str(job.key))!r} is that of an earlier line")
+                raise UsageError(f"the key '{printable(str(job.key))}' is that of an earlier line")
             spec = job.to_spec()
         except UsageError as error:
             key = (job.key if job is not None else key_of(line.content or b"")) or None

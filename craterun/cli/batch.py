@@ -154,7 +154,7 @@ def batch(
     from craterun.cli.batchrun import Ends
 
     if file.startswith("-") and file != "-":
-        raise UsageError(f"unknown option {printable(file)!r}; see: craterun batch --help")
+        raise UsageError(f"unknown option '{printable(file)}'; see: craterun batch --help")
     if file == "":
         raise UsageError("the name of the input is empty; -: standard input")
     if output == "":
@@ -201,7 +201,7 @@ def batch(
     reasons = frozenset(retry_on.split(","))
     if unknown := sorted(reasons - RETRIED):
         raise UsageError(
-            f"--retry-on knows nothing of {printable(unknown[0])!r}, only of "
+            f"--retry-on knows nothing of '{printable(unknown[0])}', only of "
             f"{', '.join(sorted(RETRIED))}"
         )
     options = Options(

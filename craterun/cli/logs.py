@@ -167,7 +167,7 @@ def _parse_tail(text: str) -> int | None:
         return None
     if text.isascii() and text.isdigit() and len(text) < 19:
         return int(text)
-    raise UsageError(f"--tail {printable(text)!r} is not a number of lines: write 10, or all")
+    raise UsageError(f"--tail '{printable(text)}' is not a number of lines: write 10, or all")
 
 
 def _labels(containers: Sequence[str]) -> list[str]:

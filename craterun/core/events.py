@@ -133,11 +133,11 @@ class Filter:
             key, equals, value = condition.partition("=")
             if not equals or not key or not value:
                 raise UsageError(
-                    f"invalid filter {printable(condition)!r}: write KEY=VALUE, as in type=oom"
+                    f"invalid filter '{printable(condition)}': write KEY=VALUE, as in type=oom"
                 )
             if key == "type" and value not in list(EventType):
                 raise UsageError(
-                    f"there are no events of type {printable(value)!r}; "
+                    f"there are no events of type '{printable(value)}'; "
                     f"types are {', '.join(EventType)}"
                 )
             self._wanted.setdefault(key, set()).add(value)

@@ -139,7 +139,7 @@ def _explain_execute(failed: s.Execute, errno: int, evidence: bytes, cause: str)
     path, _, head = evidence.partition(b"\0")
     if not path:
         where = "" if b"/" in failed.arguments[0] else " in the container's PATH"
-        return CommandNotFoundError(f"command {name!r} not found{where}")
+        return CommandNotFoundError(f"command '{name}' not found{where}")
     shown = printable(path)
     if errno in _SHORTAGES:  # which says nothing of the file
         return KernelRefusedError(f"execute {shown}", "execve", "", errno, cause)

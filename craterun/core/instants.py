@@ -43,7 +43,7 @@ def parse_instant(text: str, now: int) -> int:
         except (ValueError, OverflowError, OSError):
             pass  # a month 13, an hour 25, a zone beyond a day, the year 1 in local time
     raise UsageError(
-        f"{printable(text)!r} is no point in time: write 10m or 1h30m (ago), "
+        f"'{printable(text)}' is no point in time: write 10m or 1h30m (ago), "
         "2026-01-31T12:00:00Z, or seconds since 1970"
     )
 

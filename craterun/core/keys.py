@@ -24,7 +24,7 @@ def parse_keys(text: str) -> bytes:
             keys.append(_NAMED[control])
         else:
             raise UsageError(
-                f"--detach-keys {printable(text)!r}: {printable(key)!r} is no key; write "
+                f"--detach-keys '{printable(text)}': '{printable(key)}' is no key; write "
                 "characters or ctrl-LETTER, separated by commas, as in ctrl-p,ctrl-q"
             )
     return bytes(keys)

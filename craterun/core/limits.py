@@ -186,7 +186,7 @@ def from_text(text: dict[str, str]) -> Limits:
         elif name in _PARSERS:
             fields[name] = _PARSERS[name](value)
         else:
-            raise UsageError(f"unknown limit {printable(name)!r}")
+            raise UsageError(f"unknown limit '{printable(name)}'")
     limits = msgspec.convert(fields, Limits)
     limits.check()
     return limits
@@ -215,7 +215,7 @@ def parse_count(text: str, flag: str, high: int, *, unlimited: bool = True) -> i
     if not _NUMBER.match(text) or not 1 <= int(text) <= high:
         other = ", or max" if unlimited else ""
         raise UsageError(
-            f"{flag} {printable(text[:40])!r} is not a whole number from 1 to {high}{other}"
+            f"{flag} '{printable(text[:40])}' is not a whole number from 1 to {high}{other}"
         )
     return int(text)
 
@@ -225,7 +225,7 @@ def parse_cpu(text: str) -> tuple[int, int]:
     words = text.split()
     if not 1 <= len(words) <= 2 or not all(_NUMBER.match(w) or w == "max" for w in words):
         raise UsageError(
-            f"--cpu {printable(text[:40])!r} is not 'QUOTA PERIOD': microseconds of CPU time in "
+            f"--cpu '{printable(text[:40])}' is not 'QUOTA PERIOD': microseconds of CPU time in "
             "each period, as in --cpu '50000 100000' for half a processor"
         )
     if words[-1] == "max" and len(words) == 2:
@@ -244,7 +244,7 @@ def parse_cpus(text: str) -> tuple[int, int]:
     match = _DECIMAL.match(text)
     if not match:
         raise UsageError(
-            f"--cpus {printable(text[:40])!r} is not a number of processors, as 0.5 or 2"
+            f"--cpus '{printable(text[:40])}' is not a number of processors, as 0.5 or 2"
         )
     digits = match[2] or ""
     quota = round(int(match[1] + digits) * DEFAULT_PERIOD / 10 ** len(digits))
@@ -265,11 +265,11 @@ def parse_set(text: str, flag: str) -> frozenset[int]:
         last = last if dash else first
         if not (_NUMBER.match(first) and _NUMBER.match(last)) or int(first) > int(last):
             raise UsageError(
-                f"{flag} {printable(text[:40])!r} is not a list of numbers and ascending ranges, "
+                f"{flag} '{printable(text[:40])}' is not a list of numbers and ascending ranges, "
                 "as in 0-1,3"
             )
         if int(last) > MAX_CPU:
-            raise UsageError(f"{flag} {printable(text[:40])!r}: {last} is beyond {MAX_CPU}")
+            raise UsageError(f"{flag} '{printable(text[:40])}': {last} is beyond {MAX_CPU}")
         numbers.update(range(int(first), int(last) + 1))
     return frozenset(numbers)
 
@@ -290,7 +290,7 @@ def parse_io_max(text: str) -> tuple[str, dict[str, int]]:
     words = text.split()
     if not words or not _DEVICE.match(words[0]) or len(words) < 2:
         raise UsageError(
-            f"--io-max {printable(text[:60])!r} is not 'DEVICE KEY=N…', as in "
+            f"--io-max '{printable(text[:60])}' is not 'DEVICE KEY=N…', as in "
             "--io-max '/dev/vda rbps=10m wiops=100'"
         )
     keys: dict[str, int] = {}
@@ -298,7 +298,7 @@ def parse_io_max(text: str) -> tuple[str, dict[str, int]]:
         key, equals, value = word.partition("=")
         if not equals or key not in IO_KEYS:
             raise UsageError(
-                f"--io-max: {printable(word[:40])!r} is none of {', '.join(IO_KEYS)} with =N"
+                f"--io-max: '{printable(word[:40])}' is none of {', '.join(IO_KEYS)} with =N"
             )
         if key in keys:
             raise UsageError(f"--io-max sets {key} twice")

@@ -115,7 +115,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         fields["limits"] = parse_limits(limits, io_max, _given(self.oom_group))
         driver = _given(self.log_driver)
         if driver not in (None, "file", "none"):
-            raise UsageError(f"--log-driver {printable(driver)!r} is neither file nor none")
+            raise UsageError(f"--log-driver '{printable(driver)}' is neither file nor none")
         fields["log"] = parse_log_options(
             driver, _text(self.log_max_size), _given(self.log_max_files)
         )

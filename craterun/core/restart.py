@@ -63,7 +63,7 @@ def parse_restart(text: str) -> RestartPolicy:
     if text == "unless-stopped":
         hint = "; no daemon starts containers after a boot, so always means the same: write that"
     raise UsageError(
-        f"--restart {printable(text)!r} is not no, on-failure, on-failure:N (N from 1 on) or "
+        f"--restart '{printable(text)}' is not no, on-failure, on-failure:N (N from 1 on) or "
         f"always{hint}"
     )
 

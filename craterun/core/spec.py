@@ -102,7 +102,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         check_window(self.window)
         for capability in self.capabilities:
             if capability not in CAPABILITIES:
-                raise UsageError(f"unknown capability {printable(capability)!r}: write NET_ADMIN")
+                raise UsageError(f"unknown capability '{printable(capability)}': write NET_ADMIN")
         self.limits.check()
         if self.cgroup_parent is not None:
             parse_cgroup_parent(self.cgroup_parent)
@@ -133,17 +133,17 @@ def check_process(command: tuple[str, ...], env: dict[str, str], workdir: str) -
         raise UsageError("no command given: write it after --, as in: craterun run -- echo hello")
     for key, value in env.items():
         if parse_env(f"{key}={value}") != (key, value):
-            raise UsageError(f"environment name {printable(key)!r} contains an equals sign")
+            raise UsageError(f"environment name '{printable(key)}' contains an equals sign")
     for text in (*command, *(f"{k}={v}" for k, v in env.items())):
         size = len(argument_bytes(text))
         if size >= MAX_ARGUMENT_BYTES:
             raise UsageError(
-                f"argument list too long: {printable(text[:40])!r}… has {size} bytes; "
+                f"argument list too long: '{printable(text[:40])}'… has {size} bytes; "
                 f"the kernel takes {MAX_ARGUMENT_BYTES - 1} in one"
             )
     argument_bytes(workdir)
     if not workdir.startswith("/"):
-        raise UsageError(f"workdir {printable(workdir)!r} is not an absolute path")
+        raise UsageError(f"workdir '{printable(workdir)}' is not an absolute path")
 
 
 def parse_cgroup_parent(text: str) -> str:
@@ -155,7 +155,7 @@ def parse_cgroup_parent(text: str) -> str:
     parts = [part for part in text.split("/") if part]
     if not parts or any(part in (".", "..") for part in parts):
         raise UsageError(
-            f"--cgroup-parent {printable(text)!r} must name a cgroup below the root of the "
+            f"--cgroup-parent '{printable(text)}' must name a cgroup below the root of the "
             "hierarchy, without . and .."
         )
     return "/".join(parts)

@@ -55,7 +55,7 @@ def parse_name(text: str) -> str:
     """
     if not is_name(text):
         raise UsageError(
-            f"invalid name {printable(text)!r}: use up to 128 letters, digits, '_', '.' or '-', "
+            f"invalid name '{printable(text)}': use up to 128 letters, digits, '_', '.' or '-', "
             "beginning with a letter or digit"
         )
     if is_id(text):
@@ -70,7 +70,7 @@ def parse_hostname(text: str) -> str:
         raise UsageError(f"hostname is {size} bytes long; the kernel takes at most {HOSTNAME_MAX}")
     if not re.match(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\Z", text):
         raise UsageError(
-            f"invalid hostname {printable(text)!r}: use letters, digits, '-' and '.', "
+            f"invalid hostname '{printable(text)}': use letters, digits, '-' and '.', "
             "beginning and ending with a letter or digit"
         )
     return text
@@ -85,10 +85,10 @@ def argument_bytes(text: str) -> bytes:
         encoded = os.fsencode(text)
     except UnicodeEncodeError:
         raise UsageError(
-            f"{printable(text[:60])!r} has a character that no bytes stand for"
+            f"'{printable(text[:60])}' has a character that no bytes stand for"
         ) from None
     if b"\0" in encoded:
-        raise UsageError(f"{printable(text[:60])!r} contains a NUL character")
+        raise UsageError(f"'{printable(text[:60])}' contains a NUL character")
     return encoded
 
 
@@ -96,7 +96,7 @@ def parse_env(text: str) -> tuple[str, str]:
     """Split ``K=V``. The value may be empty and may contain further equals signs."""
     key, equals, value = text.partition("=")
     if not equals or not re.match(_ENV_NAME, key):
-        raise UsageError(f"invalid environment entry {printable(text)!r}: write it as KEY=VALUE")
+        raise UsageError(f"invalid environment entry '{printable(text)}': write it as KEY=VALUE")
     argument_bytes(text)
     return key, value
 
@@ -130,7 +130,7 @@ def parse_signal(text: str) -> int:
         known = signal.Signals.__members__.get(name)
         if known is not None:
             return int(known)
-    raise UsageError(f"unknown signal {printable(text)!r}: use a name like TERM or a number")
+    raise UsageError(f"unknown signal '{printable(text)}': use a name like TERM or a number")
 
 
 def signal_name(number: int) -> str:
@@ -158,20 +158,20 @@ def parse_bytes(text: str, what: str) -> int:
     """
     shown = printable(text[:40])
     if text[:1] == "-" and text[1:2].isdigit():
-        raise UsageError(f"{what} {shown!r} is negative; write max for no limit")
+        raise UsageError(f"{what} '{shown}' is negative; write max for no limit")
     match = re.match(_SIZE, text, re.IGNORECASE)
     if match is None or (match[4] and not match[3]):
         raise UsageError(
-            f"{what} {shown!r} is not a size: write bytes, or a number with k, m, g, t or p, "
+            f"{what} '{shown}' is not a size: write bytes, or a number with k, m, g, t or p, "
             "as in 64m"
         )
     factor = 1 << 10 * (" kmgtp".index(match[3].lower()) if match[3] else 0)
     digits = match[2] or ""
     size, rest = divmod(int(match[1] + digits) * factor, int(f"1{'0' * len(digits)}"))
     if rest:
-        raise UsageError(f"{what} {shown!r} is not a whole number of bytes; {size} would be")
+        raise UsageError(f"{what} '{shown}' is not a whole number of bytes; {size} would be")
     if size > MAX_BYTES:
-        raise UsageError(f"{what} {shown!r} is more than the kernel can count")
+        raise UsageError(f"{what} '{shown}' is more than the kernel can count")
     return size
 
 

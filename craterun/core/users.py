@@ -26,11 +26,11 @@ def parse_user(text: str) -> WantedUser:
     user, colon, group = text.partition(":")
     if not user or (colon and not group) or any(c in text for c in "\0\n/"):
         raise UsageError(
-            f"invalid user {printable(text)!r}: write NAME, UID, NAME:GROUP or UID:GID"
+            f"invalid user '{printable(text)}': write NAME, UID, NAME:GROUP or UID:GID"
         )
     for part in (user, group):
         if _is_number(part) and int(part) > _MAX_ID:
-            raise UsageError(f"invalid user {printable(text)!r}: {part} is above {_MAX_ID}")
+            raise UsageError(f"invalid user '{printable(text)}': {part} is above {_MAX_ID}")
     return WantedUser(user, group or None)
 
 
@@ -44,7 +44,7 @@ def resolve_user(wanted: WantedUser, passwd: str, group: str) -> Identity:
     entry = _find(passwd, wanted.user, 7)
     if entry is None and not _is_number(wanted.user):
         raise UsageError(
-            f"unknown user {printable(wanted.user)!r}: not in the container's /etc/passwd"
+            f"unknown user '{printable(wanted.user)}': not in the container's /etc/passwd"
         )
     uid = int(entry[2]) if entry else int(wanted.user)
     gid = int(entry[3]) if entry else 0
@@ -54,7 +54,7 @@ def resolve_user(wanted: WantedUser, passwd: str, group: str) -> Identity:
         found = _find(group, wanted.group, 4)
         if found is None and not _is_number(wanted.group):
             raise UsageError(
-                f"unknown group {printable(wanted.group)!r}: not in the container's /etc/group"
+                f"unknown group '{printable(wanted.group)}': not in the container's /etc/group"
             )
         gid = int(found[2]) if found else int(wanted.group)
     elif entry:

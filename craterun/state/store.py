@@ -233,7 +233,7 @@ class Store:
                     f"{' and others' if len(found) > 8 else ''}; give more digits"
                 )
         raise NoSuchContainerError(
-            f"no container {printable(text)!r} in {printable(self.root)}; craterun ps lists them"
+            f"no container '{printable(text)}' in {printable(self.root)}; craterun ps lists them"
         )
 
     def load(self, container_id: str) -> Record:

@@ -83,3 +83,32 @@ def test_input_comes_from_regular_files_only(tmp_path: Path) -> None:
     file = open_input(job(command=["true"], stdin_file=str(tmp_path / "x")))
     assert file is not None
     file.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "half"),
+    [
+        (rb"\ud800", r"\ud800"),
+        (rb"\ud83d\ude00 \\ \uDC00", r"\uDC00"),
+        (rb"\ud800\u0041", r"\ud800"),
+        (rb"\\ud800", None),
+        (rb"\ud83d\ude00", None),
+    ],
+)
+def test_half_a_character_is_named(text: bytes, half: str | None) -> None:
+    line = b'{"key": "' + text + b'"'
+    with pytest.raises(UsageError, match="this is not JSON") as caught:
+        parse_job(line + (b"}" if half else b""), Job())
+    if half:
+        assert str(caught.value) == (
+            f"this is not JSON: {half} is half of a surrogate pair, and no character"
+        )
+    else:
+        assert "half" not in str(caught.value)
+
+
+def test_what_cannot_be_printed_is_escaped_once() -> None:
+    job = parse_job(b'{"command": ["true"], "memory": "\\u0000"}', Job())
+    with pytest.raises(UsageError) as caught:
+        job.to_spec()
+    assert str(caught.value).startswith(r"--memory '\x00' is not a size")
