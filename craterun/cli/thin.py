@@ -189,7 +189,7 @@ def program() -> bytes:
 
 def circumstances() -> list[frames.Packable]:
     """What a container inherits from who starts it (`serve.hello.Circumstances`)."""
-    links = [os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES]
+    links = map(_link_if_any, _NAMESPACES)
     root = os.stat("/")
     numbers = (
         os.getpriority(os.PRIO_PROCESS, 0),
@@ -224,6 +224,13 @@ def _read_if_any(path: str, size: int = 16384) -> bytes:
         return _read(path, size)
     except OSError:
         return b"-"
+
+
+def _link_if_any(name: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/ns/{name}")
+    except OSError:
+        return "-"  # built without such namespaces
 
 
 def _encodings() -> bytes:

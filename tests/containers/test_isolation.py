@@ -125,6 +125,7 @@ def test_the_old_root_cannot_be_reached_by_a_chroot_escape(cli: Cli, tmp_path: P
     assert cli.ok("run", "--attach", "--", "perl", "-e", script) == "in container"
 
 
+@pytest.mark.cgroup_v2  # of another kernel
 def test_beneath_the_root_there_is_what_was_made_for_it_and_nothing_of_the_host(live: Live) -> None:
     def beneath() -> tuple[list[str], list[list[str]], list[list[str]]]:
         proc = os.open("/proc/self", os.O_PATH)

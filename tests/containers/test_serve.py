@@ -60,6 +60,7 @@ def test_no_serve_does_without(server: Server, cli: Cli) -> None:
     assert cli.ok("--no-serve", "ps", "--format", "json").count(f'"id": "{live.id}"') == 1
 
 
+@pytest.mark.cgroup_v2  # of a kernel that has less, too: no time namespaces
 def test_output_exit_code_and_complaints_arrive(server: Server, cli: Cli) -> None:
     script = "echo out; echo err >&2; exit 7"
     finished = cli("run", "--attach", "--", "sh", "-c", script)

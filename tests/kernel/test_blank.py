@@ -33,6 +33,7 @@ def test_there_is_nothing_in_it_but_an_empty_directory_that_cannot_be_written_to
     assert in_child(look) == ([], [errno.EROFS, errno.ENOSPC])
 
 
+@pytest.mark.cgroup_v2  # of another kernel
 def test_no_other_mount_is_in_it() -> None:
     def look() -> list[str]:
         proc = os.open("/proc/self", os.O_PATH)
