@@ -1,7 +1,7 @@
 """The ground benchmarks run on: places, a rootfs, cgroups of our own, commands.
 
 Everything made here is undone when its context manager is left, also on an
-error and (after :func:`exit_on_signals`) on SIGTERM.
+error and (after :func:`exit_on_signals`) on a signal.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pathlib import Path
 from craterun.bench.ground import (
     CGROUP_ROOT,
     BenchError,
-    exit_on_signals,
     filesystem_of,
     fresh,
     hierarchies,
@@ -29,6 +28,7 @@ from craterun.bench.ground import (
     session,
     settle,
 )
+from craterun.bench.signals import cleaning_up, exit_on_signals, held
 
 __all__ = [
     "CGROUP_ROOT", "PLACES", "BenchError", "Place", "craterun_state", "disk_place",
@@ -56,33 +56,40 @@ class Place:
 def tmpfs_place() -> Iterator[Place]:
     """Mount a fresh tmpfs, and take it away again."""
     base = next(p for p in (Path("/run"), Path("/dev/shm")) if os.access(p, os.W_OK))
-    path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
+    path: Path | None = None
     try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "bench", path], check=True)
-        try:
-            yield Place("tmpfs", path, filesystem_of(path))
-        finally:
-            # A container that is just going away may still hold the mount.
-            subprocess.run(["umount", "--lazy", path], check=True)
+        with held():
+            path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "bench", path], check=True)
+        yield Place("tmpfs", path, filesystem_of(path))
     finally:
-        path.rmdir()
+        with cleaning_up():
+            if path is not None:
+                if path.is_mount():
+                    # A container that is just going away may still hold the mount.
+                    subprocess.run(["umount", "--lazy", path], check=True)
+                path.rmdir()
 
 
 @contextlib.contextmanager
 def disk_place() -> Iterator[Place]:
     """Make a work directory on the disk, and take it away again."""
-    path = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/var/tmp"))
-    path.chmod(0o755)
+    path: Path | None = None
     # ext4 without a journal passes over recently deleted inodes one by one when
     # it makes a file: whoever comes after a deletion nearby would pay for it, up
     # to thirty times the price of the file.  So nothing is deleted before the
     # end, and each run's directory is put into a block group of its own (+T).
-    with contextlib.suppress(FileNotFoundError):
-        subprocess.run(["chattr", "+T", path], stderr=subprocess.DEVNULL, check=False)
     try:
+        with held():
+            path = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/var/tmp"))
+        path.chmod(0o755)
+        with contextlib.suppress(FileNotFoundError):
+            subprocess.run(["chattr", "+T", path], stderr=subprocess.DEVNULL, check=False)
         yield Place("disk", path, filesystem_of(path))
     finally:
-        shutil.rmtree(path)
+        with cleaning_up():
+            if path is not None:
+                shutil.rmtree(path)
 
 
 PLACES = {"tmpfs": tmpfs_place, "disk": disk_place}
@@ -122,12 +129,13 @@ def craterun_state(work: Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        parents = [hierarchy / "craterun" for hierarchy in hierarchies()]
-        groups = (parent / entry.name for entry in path.iterdir() for parent in parents)
-        left = [group for group in groups if group.is_dir()]
-        remove_trees(left)
-        if left:
-            print(f"!!! craterun left {len(left)} cgroups behind", file=sys.stderr, flush=True)
+        with cleaning_up():
+            parents = [hierarchy / "craterun" for hierarchy in hierarchies()]
+            groups = (parent / entry.name for entry in path.iterdir() for parent in parents)
+            left = [group for group in groups if group.is_dir()]
+            remove_trees(left)
+            if left:
+                print(f"!!! craterun left {len(left)} cgroups behind", file=sys.stderr, flush=True)
 
 
 def warm_memory(size: int) -> None:

@@ -16,6 +16,7 @@ from craterun.bench.ground import BenchError, filesystem_of, scratch, settle
 from craterun.bench.measure import Run, log_rate, percentile_values, producer, run_many
 from craterun.bench.peers import Bench, Contender, Limits, peers
 from craterun.bench.report import Level, Percentiles, Report
+from craterun.bench.signals import cleaning_up
 from craterun.core.errors import CraterunError
 from craterun.core.spec import DEFAULT_PATH, HOST_ROOTFS, Spec
 from craterun.linux import host
@@ -216,7 +217,8 @@ class _Benchmark:
         try:
             return log_rate(state, self.options.spec, mebibytes)
         finally:
-            shutil.rmtree(state, ignore_errors=True)  # there may not be room for all rounds'
+            with cleaning_up():
+                shutil.rmtree(state, ignore_errors=True)  # there may not be room for all rounds'
 
     def _into_file(self, mebibytes: int) -> float:
         target = self.work / "cat.log"

@@ -1,7 +1,7 @@
 """What benchmarks stand on: cgroups of their own, commands in sessions, an idle machine.
 
 Everything made here is undone when its context manager is left, also on an error and (after
-`exit_on_signals`) on SIGTERM.
+`signals.exit_on_signals`) on a signal. Each clean-up gives up after a while.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 
+from craterun.bench.signals import cleaning_up, held, leave_if_told
 from craterun.core.errors import CraterunError
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -24,25 +24,6 @@ CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 class BenchError(CraterunError):
     """A contender or a precondition failed; the message says which and how."""
-
-
-_received: list[int] = []
-"""Signals that were to end this process."""
-
-
-def exit_on_signals() -> None:
-    """Turn SIGTERM and SIGHUP into SystemExit, so that clean-up code runs.
-
-    Where that comes up in what may not fail, as in a finalizer, Python only
-    prints it; so `settle` asks as well.
-    """
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        _received.append(number)
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGHUP, leave)
 
 
 def filesystem_of(path: Path) -> str:
@@ -101,26 +82,35 @@ def own_cgroup(name: str) -> Iterator[str]:
     try:
         yield name
     finally:
-        remove_trees([hierarchy / name for hierarchy in hierarchies()])
+        with cleaning_up():
+            remove_trees([hierarchy / name for hierarchy in hierarchies()])
 
 
 @contextlib.contextmanager
 def scratch(prefix: str, place: str) -> Iterator[Path]:
     """Make a directory that is removed at the end, whatever is still being
     written there: podman cleans up in processes that outlive it."""
-    path = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+    path: Path | None = None
     try:
+        with held():
+            path = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
         yield path
     finally:
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                shutil.rmtree(path)
-                break
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise BenchError(f"{path} cannot be removed: {error}") from error
-                time.sleep(0.1)
+        with cleaning_up():
+            if path is not None:
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            shutil.rmtree(path)
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise BenchError(f"{path} cannot be removed: {error}") from error
+            time.sleep(0.1)
 
 
 def fresh(work: Path, name: str) -> Path:
@@ -138,30 +128,38 @@ def session(
     whole session is ended.  What it wrote to stderr is part of the complaint.
     """
     with tempfile.TemporaryFile() as complaints:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=complaints,
-            env=env,
-            text=True,
-            start_new_session=True,
-        )
+        process: subprocess.Popen[str] | None = None
         try:
+            with held():  # or it would run on, unknown
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=complaints,
+                    env=env,
+                    text=True,
+                    start_new_session=True,
+                )
             yield process
             status = process.wait()
         finally:
-            if process.poll() is None:
-                _end(process)
-            for stream in (process.stdin, process.stdout):
-                if stream is not None:
-                    with contextlib.suppress(BrokenPipeError):
-                        stream.close()
+            with cleaning_up():
+                if process is not None:
+                    _finish(process)
         if status != 0:
             complaints.seek(0)
             lines = complaints.read().decode(errors="replace").strip().splitlines()
             detail = "\n  ".join(["", *lines[-15:]])
             raise BenchError(f"{Path(command[0]).name} ended with status {status}{detail}")
+
+
+def _finish(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        _end(process)
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -188,8 +186,7 @@ def settle(idle: float = 0.9, limit: float = 10.0) -> None:
         fields = [int(x) for x in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
         return fields[3] + fields[4], sum(fields)
 
-    if _received:
-        raise SystemExit(128 + _received[0])
+    leave_if_told()  # one came up where nobody could take it
     deadline = time.monotonic() + limit
     before = sample()
     while time.monotonic() < deadline:

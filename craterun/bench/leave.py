@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import trio
 
+from craterun.bench import signals
 from craterun.core.errors import CraterunError
 
 
@@ -19,28 +19,21 @@ async def cancelled_on_signals() -> AsyncIterator[None]:
     supervisor is just about to note what it has made.  One of the body's comes
     up as it is, and of several that are all errors of craterun's the first one.
     """
-    received: list[int] = []
-
-    async def listen(signals: AsyncIterator[int]) -> None:
-        async for number in signals:
-            received.append(number)
-            nursery.cancel_scope.cancel()
-
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, signal.SIGINT) as signals:
+    # Not trio's signal receiver: a further signal, that nobody has taken from
+    # it, it hands to whoever had that signal before, in the midst of leaving.
+    scope = trio.CancelScope()
+    token = trio.lowlevel.current_trio_token()
+    with signals.instead(lambda: token.run_sync_soon(scope.cancel, idempotent=True)):
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(listen, signals)
+            with scope:
                 yield
-                nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            if received:
-                raise SystemExit(128 + received[0]) from group
+            signals.leave_if_told()
             ours, others = group.split(CraterunError)
             if others is None and ours is not None:
                 raise _first(ours) from None
             raise
-    if received:
-        raise SystemExit(128 + received[0])
+    signals.leave_if_told()
 
 
 def _first(error: BaseException) -> BaseException:

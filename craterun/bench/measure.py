@@ -10,6 +10,7 @@ import trio
 
 from craterun.bench.ground import BenchError
 from craterun.bench.leave import cancelled_on_signals
+from craterun.bench.signals import held
 from craterun.core.life import ExitStatus
 from craterun.core.logoptions import LogOptions
 from craterun.core.phases import Phases
@@ -43,7 +44,8 @@ def run_many(root: str, spec: Spec, count: int, jobs: int) -> Run:
     :raises BenchError: one of them did not exit with 0
     :raises CraterunError: one of them did not start
     """
-    return trio.run(_run_many, root, spec, count, jobs)
+    with held():  # a signal cancels it, and must not come up in trio itself
+        return trio.run(_run_many, root, spec, count, jobs)
 
 
 async def _run_many(root: str, spec: Spec, count: int, jobs: int) -> Run:
@@ -95,7 +97,8 @@ def log_rate(root: str, spec: Spec, mebibytes: int) -> float:
     :raises BenchError: the log does not have all of it
     :raises CraterunError: it did not start
     """
-    return trio.run(_log_rate, root, spec, mebibytes)
+    with held():
+        return trio.run(_log_rate, root, spec, mebibytes)
 
 
 async def _log_rate(root: str, spec: Spec, mebibytes: int) -> float:

@@ -12,6 +12,10 @@ from craterun.core.spec import HOST_ROOTFS, Spec
 from craterun.linux.fd import require_files_for
 from craterun.state.store import default_root
 
+TYPE_CHECKING = False  # what `bench` needs is imported when it is called
+if TYPE_CHECKING:
+    from craterun.bench.driver import Options
+
 _PEERS = ("crun", "runc", "bwrap", "podman")
 
 
@@ -59,9 +63,8 @@ def bench(
     quiet
         Do not tell on stderr how far it is.
     """
-    from craterun.bench.driver import Options, measure
-    from craterun.bench.ground import exit_on_signals
-    from craterun.cli.output import complain
+    from craterun.bench.driver import Options
+    from craterun.bench.signals import exit_on_signals
     from craterun.linux.userns import become_root
 
     closed.require_stdout("redirect it to a file, or leave it open")
@@ -87,6 +90,18 @@ def bench(
         _check_plot(plot)
     become_root()
     exit_on_signals()
+    try:
+        return _measure_and_tell(options, form, plot, quiet)
+    except SystemExit as leaving:
+        # An exit code is all that is left of it: while Python takes itself down for a SystemExit,
+        # signals have their defaults back, and one more would kill it instead.
+        return int(leaving.code or 0)
+
+
+def _measure_and_tell(options: Options, form: str, plot: str | None, quiet: bool) -> int:
+    from craterun.bench.driver import measure
+    from craterun.cli.output import complain
+
     report = measure(options, (lambda _: None) if quiet else complain)
     if form == "json":
         import msgspec

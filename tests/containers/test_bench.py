@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import signal
+import time
 from pathlib import Path
 
 import msgspec
@@ -99,6 +101,29 @@ def test_an_interrupted_benchmark_leaves_nothing(
             up.wait()
         process.send_signal(number)
         assert process.wait(60) in {130, 128 + number}
+    assert [p.name for p in state_root.iterdir() if p.name.startswith(".bench")] == []
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_further_signals_do_not_end_the_clean_up(
+    rootfs: Path, state_root: Path, first: signal.Signals
+) -> None:
+    """Many, so that some arrive in each part of the clean-up; the first one says how it ended."""
+    state_root.mkdir()
+    inside = ("--rootfs", str(rootfs), "--", "sh", "-c", "echo >/up")
+    with (
+        Gate(rootfs / "up") as up,
+        background(state_root, "bench", "--quiet", "--count", "100000", *inside) as process,
+    ):
+        for _ in range(20):
+            up.wait()
+        process.send_signal(first)
+        for number in itertools.cycle((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)):
+            if process.poll() is not None:
+                break
+            process.send_signal(number)
+            time.sleep(0.002)
+        assert process.wait(60) == 128 + first
     assert [p.name for p in state_root.iterdir() if p.name.startswith(".bench")] == []
 
 
