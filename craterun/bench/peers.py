@@ -276,11 +276,14 @@ class Podman(Contender):
         work = fresh(bench.work, self.name)
         hide = V2_MOUNT.is_mount()
         with (
-            own_cgroup(own_name(self.name)) as cgroup,
             # It refuses paths of more than 50 characters here.
             scratch("bench-", "/tmp") as runroot,
+            # Left first: nothing runs any more when its files are removed.
+            own_cgroup(own_name(self.name)) as cgroup,
         ):
             command = [self.program, "--root", f"{work}/root", "--runroot", str(runroot)]
+            # What it and its runtime keep in /run otherwise stays there if they are interrupted.
+            command += ["--tmpdir", f"{runroot}/tmp", "--runtime-flag", f"root={runroot}/oci"]
             command += ["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "run", "--rm"]
             command += ["--name", "@", "--network", "none", "--log-driver", "k8s-file"]
             command += ["--cgroup-parent", f"/{cgroup}", *_modest_ulimits(), *_podman(bench.limits)]

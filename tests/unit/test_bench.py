@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from craterun.bench.peers import Bench, Limits, oci_config
+from craterun.bench.peers import Bench, Limits, Podman, oci_config
 from craterun.bench.plot import lines, page, plot, ticks
 from craterun.bench.report import PHASES, Level, Percentiles, Report, nearest_rank, text
 from craterun.core.phases import Phases
@@ -105,3 +105,24 @@ def test_a_peer_gets_the_same_limits_and_directories() -> None:
     }
     usr = next(m for m in config["mounts"] if m["destination"] == "/usr")
     assert "ro" in usr["options"]
+
+
+def test_podman_keeps_all_it_writes_in_directories_that_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default its runtime's state is in /run/crun, and stays there if podman is interrupted."""
+    said: list[list[str]] = []
+
+    def noted(command: list[str], *_: object, **__: object) -> float:
+        said.append(command)
+        return 1.0
+
+    monkeypatch.setattr("craterun.bench.peers.xargs", noted)
+    bench = Bench(tmp_path, "g", root=Path("/nowhere"))
+    Podman().seconds(bench, 1, 1)
+    options = dict(zip(said[0], said[0][1:], strict=False))
+    runroot = options["--runroot"]
+    assert options["--root"].startswith(f"{tmp_path}/")
+    assert options["--tmpdir"].startswith(f"{runroot}/")
+    assert options["--runtime-flag"].startswith(f"root={runroot}/")
+    assert not Path(runroot).exists()
