@@ -63,34 +63,36 @@ def bench(
     quiet
         Do not tell on stderr how far it is.
     """
-    from craterun.bench.driver import Options
-    from craterun.bench.signals import exit_on_signals
-    from craterun.linux.userns import become_root
+    from craterun.bench.signals import exit_on_signals, held
 
     closed.require_stdout("redirect it to a file, or leave it open")
-    peers = _names(compare)
-    if peers and os.geteuid() != 0:
-        raise UsageError("--compare needs root: other runtimes cannot do without")
-    options = Options(
-        root=default_root(),
-        spec=Spec(
-            command=command or ("true",),
-            rootfs=rootfs,
-            limits=limits.parse() if limits is not None else Limits(),
-        ),
-        count=_positive("--count", count),
-        rounds=_positive("--rounds", rounds),
-        jobs=_numbers("--jobs", jobs),
-        compare=peers,
-        log_mebibytes=_mebibytes(log_size),
-    )
-    options.spec.check()
-    require_files_for(min(max(options.jobs), count), "--jobs")
-    if plot is not None:
-        _check_plot(plot)
-    become_root()
     exit_on_signals()
     try:
+        with held():  # an exception in the midst of an import does not always come out as such
+            from craterun.bench.driver import Options
+            from craterun.linux.userns import become_root
+
+        peers = _names(compare)
+        if peers and os.geteuid() != 0:
+            raise UsageError("--compare needs root: peers are measured as root, with cgroups; leave it out without")
+        options = Options(
+            root=default_root(),
+            spec=Spec(
+                command=command or ("true",),
+                rootfs=rootfs,
+                limits=limits.parse() if limits is not None else Limits(),
+            ),
+            count=_positive("--count", count),
+            rounds=_positive("--rounds", rounds),
+            jobs=_numbers("--jobs", jobs),
+            compare=peers,
+            log_mebibytes=_mebibytes(log_size),
+        )
+        options.spec.check()
+        require_files_for(min(max(options.jobs), count), "--jobs")
+        if plot is not None:
+            _check_plot(plot)
+        become_root()
         return _measure_and_tell(options, form, plot, quiet)
     except SystemExit as leaving:
         # An exit code is all that is left of it: while Python takes itself down for a SystemExit,
