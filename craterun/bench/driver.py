@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from craterun import __version__
-from craterun.bench.ground import BenchError, filesystem_of, scratch, settle
+from craterun.bench.ground import BenchError, filesystem_of, scratch, session, settle
 from craterun.bench.measure import Run, log_rate, percentile_values, producer, run_many
 from craterun.bench.peers import Bench, Contender, Limits, peers
 from craterun.bench.report import Level, Percentiles, Report
@@ -221,14 +220,14 @@ class _Benchmark:
                 shutil.rmtree(state, ignore_errors=True)  # there may not be room for all rounds'
 
     def _into_file(self, mebibytes: int) -> float:
+        programs = ("sh", "cat", producer(mebibytes)[0])
+        if absent := [program for program in programs if shutil.which(program) is None]:
+            raise BenchError(f"cat cannot be measured: there is no {absent[0]} in PATH")
         target = self.work / "cat.log"
         command = 'exec "$@" 2>/dev/null | cat >"$0"'
         begin = time.perf_counter()
-        try:
-            shell = ["sh", "-c", command, str(target), *producer(mebibytes)]
-            subprocess.run(shell, check=True)
-        except (OSError, subprocess.SubprocessError) as error:
-            raise BenchError(f"cat cannot be measured: {error}") from error
+        with session(["sh", "-c", command, str(target), *producer(mebibytes)]):
+            pass  # leaving waits for it, and checks how it ended
         seconds = time.perf_counter() - begin
         size = target.stat().st_size
         target.unlink()

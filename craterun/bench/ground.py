@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from craterun.bench.signals import cleaning_up, held, leave_if_told
 from craterun.core.errors import CraterunError
@@ -131,15 +132,7 @@ def session(
         process: subprocess.Popen[str] | None = None
         try:
             with held():  # or it would run on, unknown
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=complaints,
-                    env=env,
-                    text=True,
-                    start_new_session=True,
-                )
+                process = _spawn(command, env, complaints)
             yield process
             status = process.wait()
         finally:
@@ -151,6 +144,24 @@ def session(
             lines = complaints.read().decode(errors="replace").strip().splitlines()
             detail = "\n  ".join(["", *lines[-15:]])
             raise BenchError(f"{Path(command[0]).name} ended with status {status}{detail}")
+
+
+def _spawn(
+    command: Sequence[str | Path], env: Mapping[str, str] | None, complaints: IO[bytes]
+) -> subprocess.Popen[str]:
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            env=env,
+            text=True,
+            start_new_session=True,
+        )
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise BenchError(f"{command[0]} cannot be run: {reason}") from error
 
 
 def _finish(process: subprocess.Popen[str]) -> None:

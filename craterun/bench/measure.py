@@ -13,6 +13,7 @@ from craterun.bench.leave import cancelled_on_signals
 from craterun.bench.signals import held
 from craterun.core.life import ExitStatus
 from craterun.core.logoptions import LogOptions
+from craterun.core.oom import final_text
 from craterun.core.phases import Phases
 from craterun.core.spec import Spec
 from craterun.state.logs import Stream
@@ -79,11 +80,15 @@ async def _one(supervisor: Supervisor, spec: Spec, run: Run) -> None:
 
 async def _succeed(container: Container, spec: Spec) -> None:
     status = await container.wait()
-    if status != ExitStatus(0):
-        raise BenchError(
-            f"{spec.command[0]} ended with {status} in container {container.id}, which is no "
-            "benchmark; give a command that succeeds, after --"
-        )
+    if status == ExitStatus(0):
+        return
+    how = f"was {status}" if status.signal is not None else f"ended with {status}"
+    said = f"{spec.command[0]} {how} in container {container.id}"
+    record, limit = container.record, container.memory_limit
+    if not record.oom_kills:
+        raise BenchError(f"{said}, which is no benchmark; give a command that succeeds, after --")
+    cause = final_text(record.oom_kills, limit, record.init_oom_killed)
+    raise BenchError(f"{said}: {cause}" + ("; give more --memory" if limit is not None else ""))
 
 
 def producer(mebibytes: int) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from craterun.cli import closed, typed
 from craterun.core.errors import CraterunError, UsageError, printable
@@ -15,6 +14,7 @@ from craterun.state.store import default_root
 TYPE_CHECKING = False  # what `bench` needs is imported when it is called
 if TYPE_CHECKING:
     from craterun.bench.driver import Options
+    from craterun.bench.report import Report
 
 _PEERS = ("crun", "runc", "bwrap", "podman")
 
@@ -105,20 +105,12 @@ def _measure_and_tell(options: Options, form: str, plot: str | None, quiet: bool
     from craterun.cli.output import complain
 
     report = measure(options, (lambda _: None) if quiet else complain)
-    if form == "json":
-        import msgspec
-
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
-    else:
-        from craterun.bench.report import text
-
-        print(text(report))
+    _print(report, form)
     for name, reason in (report.missing | report.failed).items():
         complain(f"{name} was not measured: {reason}")
     if plot is not None:  # after what was measured is told, whatever becomes of it
         from craterun.bench.plot import plot as draw
 
-        sys.stdout.flush()
         try:
             with open(plot, "w", encoding="utf-8") as file:
                 file.write(draw(report))
@@ -127,6 +119,24 @@ def _measure_and_tell(options: Options, form: str, plot: str | None, quiet: bool
                 f"--plot {printable(plot)}: {os.strerror(error.errno or 0)}"
             ) from error
     return 125 if report.failed else 0
+
+
+def _print(report: Report, form: str) -> None:
+    if form == "json":
+        import msgspec
+
+        said = msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
+    else:
+        from craterun.bench.report import text
+
+        said = text(report)
+    try:
+        print(said, flush=True)
+    except BrokenPipeError:
+        raise  # whoever left has seen enough
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise CraterunError(f"cannot write the report to stdout: {reason}") from error
 
 
 def _names(text: str | None) -> tuple[str, ...]:

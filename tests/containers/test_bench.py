@@ -162,3 +162,37 @@ def test_several_containers_that_do_not_fit_are_one_complaint(
     result = craterun("bench", *options, "--count", "4", "--jobs", "4", *inside)
     assert (result.returncode, result.stderr.count(b"\n")) == (125, 1), result.stderr
     assert b"ended with" in result.stderr
+
+
+def test_a_container_that_its_limit_has_killed_is_no_fault_of_the_command(
+    craterun: CommandLine,
+) -> None:
+    result = craterun("bench", "--memory", "4k", "--quiet")
+    assert result.returncode == 125
+    assert b"true was killed by SIGKILL" in result.stderr
+    assert b"the memory limit of 4 KiB was hit" in result.stderr
+    assert b"; give more --memory\n" in result.stderr
+
+
+def test_programs_that_are_not_there_are_named(
+    craterun: CommandLine, rootfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    small = ("--count", "1", "--rounds", "1", "--jobs", "1", "--log-size", "1m")
+    result = craterun("bench", *small, "--rootfs", str(rootfs), "--quiet")
+    assert result.stderr == (
+        b"craterun: log was not measured: cat cannot be measured: there is no sh in PATH\n"
+    )
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_report_that_cannot_be_written_is_told_as_such(
+    craterun: CommandLine, rootfs: Path, form: str
+) -> None:
+    small = ("--count", "1", "--rounds", "1", "--jobs", "1", "--log-size", "0", "--format", form)
+    with open("/dev/full", "wb") as full:
+        result = craterun("bench", *small, "--rootfs", str(rootfs), "--quiet", stdout=full)
+    assert (result.returncode, result.stderr) == (
+        125,
+        b"craterun: cannot write the report to stdout: No space left on device\n",
+    )
