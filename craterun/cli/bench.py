@@ -74,7 +74,7 @@ def bench(
 
         peers = _names(compare)
         if peers and os.geteuid() != 0:
-            raise UsageError("--compare needs root: peers are measured as root, with cgroups; leave it out without")
+            raise UsageError("--compare needs root: peers are measured as root, with cgroups")
         options = Options(
             root=default_root(),
             spec=Spec(
