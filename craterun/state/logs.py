@@ -320,6 +320,8 @@ class LogWriter(Segments):
                 "the log is incomplete: an earlier supervisor could not write it; "
                 f"at least {self.lost_bytes} bytes of output were not logged"
             )
+        if not self.lost_bytes and not any(self.sizes.values()):
+            return None  # an empty log could not be made, and nobody has missed it
         return (
             f"the log is incomplete: {os.strerror(self.error.errno or 0)}; "
             f"{self.lost_bytes} bytes of output were not logged"
