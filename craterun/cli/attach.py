@@ -44,7 +44,8 @@ def attach(
     no_stdin
         Only watch: what is typed stays here.
     sig_proxy
-        Forward SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 to the container.
+        Forward SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 to the container;
+        --sig-proxy=false: let them end this command.
     detach_keys
         Keys that leave the container's terminal, such as ctrl-p,ctrl-q. Off unless asked for, or
         set in CRATERUN_DETACH_KEYS. Only where we type into a terminal.

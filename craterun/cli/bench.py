@@ -50,7 +50,8 @@ def bench(
     rounds
         Runs of each contender with each of them; rates are medians over these.
     rootfs
-        Directory that becomes the containers' root. "host": the host's programs read-only.
+        Absolute path of the directory that becomes the containers' root. "host": the host's
+        programs read-only.
     compare
         Other runtimes to measure as well: a list of crun, runc, bwrap and podman, or "all". One
         that is not installed is named. Needs root.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from craterun.core.errors import CraterunError, UsageError
@@ -22,8 +23,9 @@ class CidFile:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 os.close(os.open(self._path, flags, 0o644))
             except OSError as error:
+                remedy = "; remove it, or name another file" * (error.errno == errno.EEXIST)
                 raise UsageError(
-                    f"--cidfile {self._path}: {os.strerror(error.errno or 0)}"
+                    f"--cidfile {self._path}: {os.strerror(error.errno or 0)}{remedy}"
                 ) from error
         return self
 

@@ -26,7 +26,7 @@ def events(
 ) -> int:
     """Print what happened to containers, whoever started them: one line for each event.
 
-    The events of about the last 20000 are known, in the order in which they were written down.
+    About the last 20,000 events are kept, in the order in which they were written.
 
     Parameters
     ----------

@@ -49,6 +49,8 @@ def stop(
 ) -> int:
     """Ask containers to end, and kill those that have not ended in time. Prints their ids.
 
+    One that has ended already is no error.
+
     A command that runs as PID 1 of its container does not notice a signal that it has no handler
     for: the kernel protects PID 1. Start it with --init if it should. A paused container goes
     on, to handle the signal.

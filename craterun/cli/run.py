@@ -64,8 +64,8 @@ def run(
     command
         The command and its arguments, after --.
     rootfs
-        Directory that becomes the container's root. "host": the host's programs read-only, and
-        everything else empty.
+        Absolute path of the directory that becomes the container's root. "host": the host's
+        programs read-only, and everything else empty.
     name
         A name to use instead of the id.
     hostname

@@ -39,8 +39,8 @@ def serve(
     Parameters
     ----------
     max_parallel_starts
-        How many containers may be starting at the same time; the others wait. Default: as many as
-        suits the host.
+        How many containers may be starting at the same time; the others wait. Default: four for
+        each processor, at least eight.
     idle_exit
         Seconds after which it ends, if nothing runs and nobody is connected for so long.
     leave_running

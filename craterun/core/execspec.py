@@ -43,7 +43,9 @@ class ExecSpec(msgspec.Struct, frozen=True, kw_only=True):
         if self.window is not None:
             check_window(self.window)
         if self.timeout is not None and not 0 < self.timeout < MAX_SECONDS:
-            raise UsageError(f"--timeout {self.timeout:g} is not a number of seconds to run for")
+            raise UsageError(
+                f"--timeout {self.timeout:g} is no time to run for: give seconds, more than 0"
+            )
         if not 0 <= self.stop_seconds < MAX_SECONDS:
             raise UsageError(f"--stop-timeout {self.stop_seconds:g} is not a number of seconds")
         check_process(self.command, self.env, self.workdir if self.workdir is not None else "/")

@@ -109,7 +109,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if self.oom_score_adj is not None and not -1000 <= self.oom_score_adj <= 1000:
             raise UsageError(f"--oom-score-adj {self.oom_score_adj} is not within -1000 and 1000")
         if self.timeout is not None and not 0 < self.timeout < MAX_SECONDS:
-            raise UsageError(f"--timeout {self.timeout:g} is not a number of seconds to run for")
+            raise UsageError(
+                f"--timeout {self.timeout:g} is no time to run for: give seconds, more than 0"
+            )
         if not 0 <= self.stop_seconds < MAX_SECONDS:
             raise UsageError(f"--stop-timeout {self.stop_seconds:g} is not a number of seconds")
         if self.interactive and self.restart.condition is not Condition.NO:

@@ -36,7 +36,8 @@ def check_rootfs(path: str) -> RootDirectory:
     except UsageError as error:
         raise RootfsError(f"rootfs: {error}") from None
     if not path.startswith("/"):
-        raise RootfsError(f"rootfs {shown!r} is not an absolute path")
+        would_be = printable(os.path.abspath(path))
+        raise RootfsError(f"rootfs '{shown}' is not an absolute path; write {would_be}")
     try:
         real = os.path.realpath(path, strict=True)
         fd = os.open(real, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -175,7 +175,8 @@ class Store:
             return []
         except OSError as error:
             raise StateError(
-                f"cannot read {printable(self.root)}: {os.strerror(error.errno or 0)}"
+                f"cannot read {printable(self.root)}: {os.strerror(error.errno or 0)}; --root or "
+                "CRATERUN_ROOT names the state directory"
             ) from error
 
     def records(self) -> Iterator[Record | Damaged]:

@@ -69,7 +69,7 @@ def test_values_mean_what_they_mean_on_the_command_line() -> None:
         ({"memory": "lots"}, "--memory 'lots' is not a size"),
         ({"cpus": 1, "cpu": "5000"}, "--cpu and --cpus say the same thing"),
         ({"cpus": -1}, "--cpus '-1' is not a number of processors"),
-        ({"timeout": 0}, "--timeout 0 is not a number of seconds"),
+        ({"timeout": 0}, "--timeout 0 is no time to run for"),
         ({"stop_signal": "NONE"}, "unknown signal 'NONE'"),
         ({"log_driver": "journal"}, "--log-driver 'journal' is neither file nor none"),
         ({"log_driver": "none", "log_max_files": 1}, "have no use with --log-driver none"),
