@@ -36,6 +36,10 @@ class ExecSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Raise `UsageError` for what no container could run."""
+        if not self.command or not self.command[0]:
+            raise UsageError(
+                "no command given: write it after --, as in: craterun exec web -- echo hello"
+            )
         if self.detached and self.stdin:
             raise UsageError("--detach and --interactive exclude each other")
         if self.detached and self.window is not None:

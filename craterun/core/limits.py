@@ -360,7 +360,7 @@ def _check_quota(quota: int, flag: str) -> None:
     if quota != UNLIMITED and quota < MIN_QUOTA:
         raise UsageError(
             f"{flag}: the quota of {quota} µs is less than the kernel's minimum of {MIN_QUOTA} µs; "
-            "take a longer period"
+            "take a longer period or a larger quota"
         )
     if quota > MAX_QUOTA:
         raise UsageError(f"{flag}: the quota of {quota} µs is more than the kernel can count")

@@ -44,7 +44,8 @@ def _numbers(device: str) -> str:
             found = os.stat(device)
         except OSError as error:
             raise UsageError(
-                f"--io-max {printable(device)}: {os.strerror(error.errno or 0)}"
+                f"--io-max {printable(device)}: {os.strerror(error.errno or 0)}; "
+                "name a disk as lsblk does"
             ) from error
         if not stat.S_ISBLK(found.st_mode):
             raise UsageError(f"--io-max {printable(device)} is not a block device")

@@ -198,7 +198,7 @@ def test_the_last_line_says_what_it_came_to(cli: Cli, rootfs: Path, tmp_path: Pa
         (("-", "--rm", "--keep", "all"), "contradict each other"),
         (("-", "--capture", "1g"), "too much to be kept in memory"),
         (("-", "--memory", "64"), "--memory 64 is less than a page"),
-        (("-", "--timeout", "0"), "--timeout 0 is not a number of seconds"),
+        (("-", "--timeout", "0"), "--timeout 0 is no time to run for"),
         (("-", "--rootfs", "/no/such/directory"), "/no/such/directory"),
         (("/no/such/file",), "/no/such/file: No such file"),
         (("-", "--output", "/no/such/file"), "/no/such/file: No such file"),
