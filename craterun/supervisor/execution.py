@@ -41,7 +41,9 @@ class Execution:
     """What `Supervisor.execute` started.
 
     Its output is read from the pipes directly, so a slow reader slows the process down, as in a
-    shell pipeline. It is killed when the supervisor is cancelled or dies.
+    shell pipeline; and it is waited for at the end of the supervisor's block, until all is read or
+    `stop_reading` says that nobody is going to. It is killed when the supervisor is cancelled or
+    dies.
 
     :ivar container_id: the container's id
     :ivar stdin: write end of its input, if it has one
