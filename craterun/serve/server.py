@@ -381,9 +381,10 @@ class Server:
         """Whether there are commands that may be about to end: those of containers that were
         stopped, and all that have nothing to do with ours. Of containers that are left, not.
         """
-        if self._hurried:
-            return False
-        return any(not (self._leave and guest.is_attached) for guest in self._attendances)
+        attached = [guest.is_attached for guest in self._attendances]
+        if self._leave:
+            return not all(attached) and not self._hurried
+        return any(attached) or bool(attached and not self._hurried)
 
     # --- idleness ---------------------------------------------------------------------------------
 
