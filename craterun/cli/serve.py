@@ -55,8 +55,10 @@ def serve(
     path = os.path.abspath(thin.socket_path())
     become_root()  # after which the default would be that of root
     signal.signal(signal.SIGTERM, _give_up)  # until there is somebody who ends in good order
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     listener = take_passed() or listen(path)
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # from here on, what there is goes away
         Store(root).make_root()  # or every start would fail
         from craterun.cli.warm import get_ready
 
