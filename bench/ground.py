@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from craterun.bench.ground import (
     hierarchies,
     own_cgroup,
     remove_trees,
+    scratch,
     session,
     settle,
 )
@@ -55,41 +55,33 @@ class Place:
 @contextlib.contextmanager
 def tmpfs_place() -> Iterator[Place]:
     """Mount a fresh tmpfs, and take it away again."""
-    base = next(p for p in (Path("/run"), Path("/dev/shm")) if os.access(p, os.W_OK))
-    path: Path | None = None
-    try:
-        with held():
-            path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-            subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "bench", path], check=True)
-        yield Place("tmpfs", path, filesystem_of(path))
-    finally:
-        with cleaning_up():
-            if path is not None:
+    base = next(p for p in ("/run", "/dev/shm") if os.access(p, os.W_OK))
+    with scratch(PREFIX, base) as path:
+        try:
+            with held():
+                subprocess.run(
+                    ["mount", "-t", "tmpfs", "-o", "mode=755", "bench", path], check=True
+                )
+            yield Place("tmpfs", path, filesystem_of(path))
+        finally:
+            with cleaning_up():
                 if path.is_mount():
                     # A container that is just going away may still hold the mount.
                     subprocess.run(["umount", "--lazy", path], check=True)
-                path.rmdir()
 
 
 @contextlib.contextmanager
 def disk_place() -> Iterator[Place]:
     """Make a work directory on the disk, and take it away again."""
-    path: Path | None = None
     # ext4 without a journal passes over recently deleted inodes one by one when
     # it makes a file: whoever comes after a deletion nearby would pay for it, up
     # to thirty times the price of the file.  So nothing is deleted before the
     # end, and each run's directory is put into a block group of its own (+T).
-    try:
-        with held():
-            path = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/var/tmp"))
+    with scratch(PREFIX, "/var/tmp") as path:
         path.chmod(0o755)
         with contextlib.suppress(FileNotFoundError):
             subprocess.run(["chattr", "+T", path], stderr=subprocess.DEVNULL, check=False)
         yield Place("disk", path, filesystem_of(path))
-    finally:
-        with cleaning_up():
-            if path is not None:
-                shutil.rmtree(path)
 
 
 PLACES = {"tmpfs": tmpfs_place, "disk": disk_place}

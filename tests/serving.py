@@ -67,6 +67,24 @@ class Server:
             os.sched_yield()
         raise AssertionError("no worker has got a job")
 
+    @contextmanager
+    def let_in(
+        self, start: Callable[[], subprocess.Popen[bytes]]
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """The client that ``start`` starts: it is let in, and no worker does anything for it before
+        the block ends.
+        """
+        workers = self.workers()
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        before = len(self.descriptors())
+        client = start()
+        # Its three streams and its directory have come.
+        look_until(lambda: len(self.descriptors()) > before + 3)
+        yield client
+        for worker in workers:
+            os.kill(worker, signal.SIGCONT)
+
     def end(self, number: int = signal.SIGTERM) -> tuple[int, bytes]:
         """Signal it, and wait until it has ended: exit code and what it wrote to stderr."""
         self.process.send_signal(number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from craterun.core.errors import UsageError
-from craterun.core.spec import MAX_SECONDS, check_process, check_window
+from craterun.core.spec import check_process, check_times, check_window
 
 
 class ExecSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,20 +36,12 @@ class ExecSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Raise `UsageError` for what no container could run."""
-        if not self.command or not self.command[0]:
-            raise UsageError(
-                "no command given: write it after --, as in: craterun exec web -- echo hello"
-            )
         if self.detached and self.stdin:
             raise UsageError("--detach and --interactive exclude each other")
         if self.detached and self.window is not None:
             raise UsageError("--detach and --tty exclude each other")
         if self.window is not None:
             check_window(self.window)
-        if self.timeout is not None and not 0 < self.timeout < MAX_SECONDS:
-            raise UsageError(
-                f"--timeout {self.timeout:g} is no time to run for: give seconds, more than 0"
-            )
-        if not 0 <= self.stop_seconds < MAX_SECONDS:
-            raise UsageError(f"--stop-timeout {self.stop_seconds:g} is not a number of seconds")
-        check_process(self.command, self.env, self.workdir if self.workdir is not None else "/")
+        check_times(self.timeout, self.stop_seconds)
+        workdir = self.workdir if self.workdir is not None else "/"
+        check_process(self.command, self.env, workdir, example="exec web")

@@ -108,12 +108,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             parse_cgroup_parent(self.cgroup_parent)
         if self.oom_score_adj is not None and not -1000 <= self.oom_score_adj <= 1000:
             raise UsageError(f"--oom-score-adj {self.oom_score_adj} is not within -1000 and 1000")
-        if self.timeout is not None and not 0 < self.timeout < MAX_SECONDS:
-            raise UsageError(
-                f"--timeout {self.timeout:g} is no time to run for: give seconds, more than 0"
-            )
-        if not 0 <= self.stop_seconds < MAX_SECONDS:
-            raise UsageError(f"--stop-timeout {self.stop_seconds:g} is not a number of seconds")
+        check_times(self.timeout, self.stop_seconds)
         if self.interactive and self.restart.condition is not Condition.NO:
             raise UsageError(
                 "--interactive and --restart exclude each other: what one life has read of the "
@@ -129,10 +124,25 @@ def check_window(window: tuple[int, int]) -> None:
         raise UsageError(f"a window of {window[0]} rows and {window[1]} columns is none")
 
 
-def check_process(command: tuple[str, ...], env: dict[str, str], workdir: str) -> None:
-    """The rules that a container's command and an exec's command share."""
+def check_times(timeout: float | None, stop_seconds: float) -> None:
+    """How long a command may run, and how long it has to end then."""
+    if timeout is not None and not 0 < timeout < MAX_SECONDS:
+        raise UsageError(f"--timeout {timeout:g} is no time to run for: give seconds, more than 0")
+    if not 0 <= stop_seconds < MAX_SECONDS:
+        raise UsageError(f"--stop-timeout {stop_seconds:g} is not a number of seconds")
+
+
+def check_process(
+    command: tuple[str, ...], env: dict[str, str], workdir: str, *, example: str = "run"
+) -> None:
+    """The rules that a container's command and an exec's command share.
+
+    :param example: how a command line that has a command begins
+    """
     if not command or not command[0]:
-        raise UsageError("no command given: write it after --, as in: craterun run -- echo hello")
+        raise UsageError(
+            f"no command given: write it after --, as in: craterun {example} -- echo hello"
+        )
     for key, value in env.items():
         if parse_env(f"{key}={value}") != (key, value):
             raise UsageError(f"environment name '{printable(key)}' contains an equals sign")

@@ -16,6 +16,7 @@ import os
 
 from craterun.core import flags as f
 from craterun.core import opcodes as op
+from craterun.keeper.child import evidence_of
 from craterun.keeper.kept import receive_descriptor, socket_pair
 from craterun.linux import calls
 
@@ -48,10 +49,8 @@ def make_blank() -> int:
         theirs.close()
 
 
-EPIPE = 32
+_EPIPE = 32
 _MADE = b"m"
-_CALL = b"c"
-_PATH = b"p"
 
 
 def _make(sock: Any) -> NoReturn:
@@ -65,18 +64,16 @@ def _make(sock: Any) -> NoReturn:
             rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, blank.to_bytes(4, "little"))
             sock.sendmsg([_MADE], [rights])
         except OSError as error:
-            name = error.filename
-            kind, what = (_PATH, name) if isinstance(name, bytes) else (_CALL, str(name).encode())
-            sock.send(kind + (error.errno or 0).to_bytes(2, "little") + what)
+            sock.send((error.errno or 0).to_bytes(2, "little") + evidence_of(error))
     finally:
         os._exit(0)
 
 
 def _error(said: bytes) -> OSError:
     if not said:  # killed before it could say anything
-        return OSError(EPIPE, os.strerror(EPIPE), "recvmsg")
-    number, name = int.from_bytes(said[1:3], "little"), said[3:]
-    return OSError(number, os.strerror(number), name if said.startswith(_PATH) else name.decode())
+        return OSError(_EPIPE, os.strerror(_EPIPE), "recvmsg")
+    number, kind, name = int.from_bytes(said[:2], "little"), said[2:3], said[3:]
+    return OSError(number, os.strerror(number), name if kind == b"p" else name.decode())
 
 
 def _empty() -> None:

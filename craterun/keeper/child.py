@@ -86,14 +86,19 @@ def carry_out(first: tuple[Any, ...], program: Any) -> NoReturn:
             done += len(part)
         _report(done - 1, 0, b"xthe plan ends without executing anything")
     except OSError as failure:
-        # Of `execute`: its evidence (bytes). Of `linux.calls`: the name of the call (str).
-        name = failure.filename
-        evidence = b"p" + name if isinstance(name, bytes) else b"c" + str(name or "").encode()
-        _report(done + _position(part, call), failure.errno or 0, evidence)
+        _report(done + _position(part, call), failure.errno or 0, evidence_of(failure))
     except BaseException as failure:
         _report(done + _position(part, call), 0, b"x" + repr(failure).encode())
     finally:
         os._exit(_EXIT_SETUP_FAILED)
+
+
+def evidence_of(failure: OSError) -> bytes:
+    """What `core.failures` is to know of it. A file name that is bytes is a path, or what `execute`
+    has found out; one that is not is the name of a call, of `linux.calls`.
+    """
+    name = failure.filename
+    return b"p" + name if isinstance(name, bytes) else b"c" + str(name or "").encode()
 
 
 def _position(part: Any, call: Any) -> int:

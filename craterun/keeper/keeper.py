@@ -18,7 +18,7 @@ import time
 
 from craterun.core import opcodes as op
 from craterun.keeper import wire
-from craterun.keeper.child import stamps
+from craterun.keeper.child import evidence_of, stamps
 from craterun.keeper.kept import (
     EMFILE,
     Kept,
@@ -161,9 +161,8 @@ class Keeper:
                 _signal.pidfd_send_signal(kept.pidfd, _signal.SIGKILL)
                 os.waitid(os.P_PIDFD, kept.pidfd, os.WEXITED)
                 kept.status = (0, 0, 0, 0)  # nobody reads its slot any more
-            name = error.filename
-            evidence = b"p" + name if isinstance(name, bytes) else b"c" + str(name or "").encode()
-            self.send((op.MSG_FAILED, number, op.CLONE_FAILED, error.errno or 0, evidence), [])
+            why = (error.errno or 0, evidence_of(error))
+            self.send((op.MSG_FAILED, number, op.CLONE_FAILED, *why), [])
             self.release(number)
             return
         except (TypeError, ValueError, LookupError):

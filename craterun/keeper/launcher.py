@@ -60,7 +60,8 @@ class Launcher:
             kept.error, error_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             child_ends.append(error_end)
             kept.outputs = 1 if terminal or merged else 2
-            given = (join,) if join >= 0 else (self.blank(),) if blank else ()
+            namespace = self.blank() if blank else -1
+            given = tuple(fd for fd in (namespace, join) if fd >= 0)
             if terminal:
                 kept.terminal, theirs = socket_pair()
                 child_ends.append(theirs.detach())
@@ -83,7 +84,7 @@ class Launcher:
             else:
                 table = many and max(child_ends) < COMMON
                 self.clone_native(
-                    kept, parts, values, streams, error_end, given, clone_flags, born_in, table
+                    kept, parts, values, streams, error_end, namespace, clone_flags, born_in, table
                 )
                 if table:
                     kept.lent, child_ends = child_ends, []
@@ -145,7 +146,7 @@ class Launcher:
         values: Any,
         streams: tuple[int, int, int],
         error: int,
-        given: tuple[int, ...],
+        blank: int,
         flags: int,
         born_in: int,
         table: bool,
@@ -155,7 +156,7 @@ class Launcher:
             raise UnavailableError(op.NEVER)
         cloning = time.monotonic_ns()
         kept.pid, kept.pidfd, kept.slot = self.native.start(
-            parts, values, streams, error, flags, born_in, table, *given
+            parts, values, streams, error, flags, born_in, table, blank
         )
         kept.times = (cloning, time.monotonic_ns(), 0, 0)
 

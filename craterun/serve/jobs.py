@@ -32,7 +32,6 @@ from craterun.supervisor.main import raise_open_files
 
 MESSAGE_BYTES = 4096
 """The longest message between server and spawner."""
-_INTERRUPTED = 130
 _DESK_FD = 3
 
 
@@ -335,17 +334,15 @@ def _work(own: Desk, crew: Crew, limits: tuple[int, int]) -> None:
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 1 if error.code else 0
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # too late, as after the end of a process
-        _flush()
     except desk.DeclinedError:
         own.tell(Decline())
         os._exit(0)
     except KeyboardInterrupt:
-        _flush()
-        code = _INTERRUPTED  # as `__main__` has it
+        code = 128 + signal.SIGINT  # as `__main__` has it
     except BaseException:
         sys.excepthook(*sys.exc_info())
-        _flush()
         code = 1
+    _flush()
     own.keep_nothing_else()  # whoever reads our output sees its end before the client's
     own.tell(Code(code & 0xFF))
     os._exit(0)

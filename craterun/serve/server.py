@@ -116,7 +116,6 @@ class Server:
         self._starters: set[Attendance] = set()
         self._enders: list[int] = []
         self._impatient = False
-        self._hurried = False
         self._change = Change()
         self._started = Started(supervisor, self._change)
         self._ending = trio.Event()
@@ -136,7 +135,6 @@ class Server:
 
     def kill(self) -> None:
         """For when somebody does not want to wait for containers and commands to end."""
-        self._hurried = True
         self._started.kill()
         self._change.note()
 
@@ -381,10 +379,10 @@ class Server:
         """Whether there are commands that may be about to end: those of containers that were
         stopped, and all that have nothing to do with ours. Of containers that are left, not.
         """
-        attached = [guest.is_attached for guest in self._attendances]
-        if self._leave:
-            return not all(attached) and not self._hurried
-        return any(attached) or bool(attached and not self._hurried)
+        return any(
+            not self._leave if guest.is_attached else not self._started.killing
+            for guest in self._attendances
+        )
 
     # --- idleness ---------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ class Started:
     """Containers, and commands in containers, of which some are other supervisors'.
 
     :ivar beginning: how many are being started
+    :ivar killing: all are killed, also those that begin from now on
     """
 
     def __init__(self, supervisor: Supervisor, change: Change) -> None:
@@ -47,7 +48,7 @@ class Started:
         self._host = HostWatch()
         self._containers: dict[str, Container] = {}
         self._executions: set[Execution] = set()
-        self._killing = False
+        self.killing = False
 
     def close(self) -> None:
         """Look at the host no more."""
@@ -76,7 +77,7 @@ class Started:
         try:
             container = await self._supervisor.start(spec, container_id=container_id)
             self._containers[container.id] = container
-            if self._killing:
+            if self.killing:
                 container.kill()
             tasks.start_soon(self._forget_at_end, container)
         finally:
@@ -99,7 +100,7 @@ class Started:
         try:
             execution = await self._supervisor.execute_spec(container, spec)
             self._executions.add(execution)
-            if self._killing:
+            if self.killing:
                 execution.kill()
             tasks.start_soon(self._forget_execution, execution)
         finally:
@@ -114,7 +115,7 @@ class Started:
 
     def kill(self) -> None:
         """For when somebody does not want to wait for their ends, nor for what is yet to begin."""
-        self._killing = True
+        self.killing = True
         for container in self._containers.values():
             container.kill()
         for execution in self._executions:

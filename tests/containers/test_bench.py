@@ -6,7 +6,10 @@ import itertools
 import os
 import resource
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -87,18 +90,25 @@ def test_mistakes_are_told_at_once(
     assert result.stderr.count(b"\n") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupted_benchmark_leaves_nothing(
-    rootfs: Path, state_root: Path, number: int
-) -> None:
+@contextmanager
+def under_way(rootfs: Path, state_root: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A long benchmark, beyond what warms up."""
     state_root.mkdir()
     inside = ("--rootfs", str(rootfs), "--", "sh", "-c", "echo >/up")
     with (
         Gate(rootfs / "up") as up,
         background(state_root, "bench", "--quiet", "--count", "100000", *inside) as process,
     ):
-        for _ in range(20):  # beyond what warms up
+        for _ in range(20):
             up.wait()
+        yield process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_benchmark_leaves_nothing(
+    rootfs: Path, state_root: Path, number: int
+) -> None:
+    with under_way(rootfs, state_root) as process:
         process.send_signal(number)
         assert process.wait(60) in {130, 128 + number}
     assert [p.name for p in state_root.iterdir() if p.name.startswith(".bench")] == []
@@ -109,14 +119,7 @@ def test_further_signals_do_not_end_the_clean_up(
     rootfs: Path, state_root: Path, first: signal.Signals
 ) -> None:
     """Many, so that some arrive in each part of the clean-up; the first one says how it ended."""
-    state_root.mkdir()
-    inside = ("--rootfs", str(rootfs), "--", "sh", "-c", "echo >/up")
-    with (
-        Gate(rootfs / "up") as up,
-        background(state_root, "bench", "--quiet", "--count", "100000", *inside) as process,
-    ):
-        for _ in range(20):
-            up.wait()
+    with under_way(rootfs, state_root) as process:
         process.send_signal(first)
         for number in itertools.cycle((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)):
             if process.poll() is not None:

@@ -12,7 +12,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import trio
 from craterun import CraterunError, Spec, Supervisor
 from tests.containers import helpers
 from tests.containers.helpers import DEFAULT_CAPABILITIES, SLEEP, Cli
+from tests.threads import again_and_again
 
 cli = helpers.cli
 
@@ -226,20 +226,17 @@ async def test_swapping_a_directory_for_a_symlink_never_reaches_the_host(
     # CVE-2021-30465, CVE-2024-45310: one container swaps while another is being set up.
     (rootfs / point).mkdir(exist_ok=True)
     (rootfs / "swap").symlink_to(out_of(rootfs, bait.folder))
-    stop, swaps = threading.Event(), 0
+    swaps = 0
     libc = ctypes.CDLL(None, use_errno=True)
+    names = (os.fsencode(rootfs / point), os.fsencode(rootfs / "swap"))
 
     def swap() -> None:
         nonlocal swaps
-        names = (os.fsencode(rootfs / point), os.fsencode(rootfs / "swap"))
-        while not stop.is_set():
-            assert libc.renameat2(-100, names[0], -100, names[1], _RENAME_EXCHANGE) == 0
-            swaps += 1
+        assert libc.renameat2(-100, names[0], -100, names[1], _RENAME_EXCHANGE) == 0
+        swaps += 1
 
     refusals = []
-    swapper = threading.Thread(target=swap)
-    swapper.start()
-    try:
+    with again_and_again(swap):
         async with Supervisor(state_root) as supervisor:
             for _ in range(100):
                 try:
@@ -248,9 +245,6 @@ async def test_swapping_a_directory_for_a_symlink_never_reaches_the_host(
                 except CraterunError as error:
                     refusals.append(str(error))
                 await trio.lowlevel.checkpoint()
-    finally:
-        stop.set()
-        swapper.join()
     assert swaps > 100
     assert [text for text in refusals if f"/{point}" not in text] == []
     if point == "dev":

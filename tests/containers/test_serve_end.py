@@ -103,17 +103,10 @@ def test_a_start_under_way_at_its_end_is_finished(
 ) -> None:
     """Its client was let in, and could not know what has been done."""
     with serving(state_root) as server:
-        workers = server.workers()
-        for worker in workers:
-            os.kill(worker, signal.SIGSTOP)
-        before = len(server.descriptors())
-        starting = cli.start("run", "--detach", "--stop-timeout", "0", "--", *SLEEP)
-        # Its three streams and its directory have come.
-        look_until(lambda: len(server.descriptors()) > before + 3)
-        ending = cli.start("shutdown", *options)
-        look_until(lambda: not server.path.exists())
-        for worker in workers:
-            os.kill(worker, signal.SIGCONT)
+        run = ("run", "--detach", "--stop-timeout", "0", "--", *SLEEP)
+        with server.let_in(lambda: cli.start(*run)) as starting:
+            ending = cli.start("shutdown", *options)
+            look_until(lambda: not server.path.exists())
         out, err = starting.communicate(timeout=60)
         assert (starting.returncode, err) == (0, b"")
         assert server.wait() == (0, b"")

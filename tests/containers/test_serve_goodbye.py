@@ -7,9 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ import pytest
 from tests.containers import helpers
 from tests.containers.helpers import Cli, detach_obliging, read_line
 from tests.serving import Server, look_until, serving
+from tests.threads import again_and_again
 
 cli = helpers.cli
 DEAF = ("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done")
@@ -26,23 +26,13 @@ SHUT_DOWN = b"craterun: the server was shut down before this command had ended\n
 @contextmanager
 def knocking(path: Path) -> Iterator[None]:
     """Somebody connects and leaves, again and again."""
-    enough = threading.Event()
 
     def knock() -> None:
-        while not enough.is_set():
-            with socket.socket(socket.AF_UNIX) as sock:
-                try:
-                    sock.connect(str(path))
-                except OSError:
-                    continue
+        with socket.socket(socket.AF_UNIX) as sock, suppress(OSError):
+            sock.connect(str(path))
 
-    thread = threading.Thread(target=knock)
-    thread.start()
-    try:
+    with again_and_again(knock):
         yield
-    finally:
-        enough.set()
-        thread.join()
 
 
 @pytest.mark.parametrize("options", [(), ("--leave-running",)], ids=["stop", "leave"])
@@ -86,18 +76,11 @@ def test_commands_that_end_by_its_end_do_so_with_their_own_codes(
 
 def test_what_begins_after_a_second_signal_is_killed_as_well(cli: Cli, state_root: Path) -> None:
     with serving(state_root) as server:
-        workers = server.workers()
-        for worker in workers:
-            os.kill(worker, signal.SIGSTOP)
-        before = len(server.descriptors())
-        starting = cli.start("run", "--attach", "--stop-timeout", "1000", "--", *DEAF)
-        # Its three streams and its directory have come.
-        look_until(lambda: len(server.descriptors()) > before + 3)
-        server.process.send_signal(signal.SIGTERM)
-        look_until(lambda: not server.path.exists())
-        server.process.send_signal(signal.SIGTERM)
-        for worker in workers:
-            os.kill(worker, signal.SIGCONT)
+        run = ("run", "--attach", "--stop-timeout", "1000", "--", *DEAF)
+        with server.let_in(lambda: cli.start(*run)) as starting:
+            server.process.send_signal(signal.SIGTERM)
+            look_until(lambda: not server.path.exists())
+            server.process.send_signal(signal.SIGTERM)
         # Of itself, it would not have ended for a thousand seconds.
         assert server.wait()[0] == 0
         starting.communicate(timeout=60)

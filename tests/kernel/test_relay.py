@@ -23,6 +23,7 @@ from craterun.linux.fd import Fd
 from craterun.linux.relay import STOPPED, Relay, open_relay
 from craterun.state.logindex import FILES, INDEX, numbered
 from craterun.state.logs import LogWriter, Stream, read_index
+from tests.threads import again_and_again
 from tests.unit.assembled import assembled
 from tests.unit.log_builders import folder
 
@@ -264,21 +265,14 @@ class Feeding:
 @contextmanager
 def disturbed(writer: LogWriter) -> Iterator[None]:
     """Somebody wants the log to himself again and again."""
-    over = threading.Event()
     chance = random.Random(7)
 
     def disturb() -> None:
-        while not over.wait(chance.choice([0, 0, 0.002])):
-            writer.halt()
-            os.close(writer.locate(Stream.STDOUT, 0)[0])
+        writer.halt()
+        os.close(writer.locate(Stream.STDOUT, 0)[0])
 
-    thread = threading.Thread(target=disturb)
-    thread.start()
-    try:
+    with again_and_again(disturb, lambda: chance.choice([0, 0, 0.002])):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def segments(directory: Path, name: str) -> list[Path]:
